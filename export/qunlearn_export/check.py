@@ -1,0 +1,209 @@
+"""The static check S1 to S13 of an int8 QDQ file, after bounds on what untrusted bytes may claim."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import google.protobuf.message
+import numpy as np
+import onnx
+
+from qunlearn_export import graph as g
+from qunlearn_export.degenerate import Finding, degenerate
+from qunlearn_export.errors import ArtefactError, VerificationError
+from qunlearn_export.parse import ATTRIBUTES, Parsed, parse
+from qunlearn_export.runtime import MAX_BYTES, read_bytes
+from qunlearn_export.ties import ties
+
+MAX_NODES, MAX_INITIALIZERS, MAX_RANK, MAX_NAME = 20_000, 50_000, 6, 128
+OPSET, IR_VERSION = 17, 8
+ITEM_BYTES = {
+    onnx.TensorProto.FLOAT: 4,
+    onnx.TensorProto.INT8: 1,
+    onnx.TensorProto.UINT8: 1,
+    onnx.TensorProto.INT32: 4,
+    onnx.TensorProto.INT64: 8,
+}
+TIE_LIMIT = 1e-3
+
+
+def load_model(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> onnx.ModelProto:
+    """Parse the bytes of an ONNX file within the limits; ArtefactError for anything that is not one."""
+    data = read_bytes(file, max_bytes=max_bytes)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except google.protobuf.message.DecodeError as err:
+        raise ArtefactError("the file is not an ONNX model.", remedy="Give a file that export wrote.") from err
+    if not model.graph.node:
+        raise ArtefactError("the file holds no network.", remedy="Give an ONNX model.")
+    return model
+
+
+def limits(model: onnx.ModelProto) -> list[str]:
+    """Violated bounds of untrusted input, as sentences."""
+    graph, bad = model.graph, []
+    if len(graph.node) > MAX_NODES:
+        bad.append(f"{len(graph.node)} nodes are more than {MAX_NODES}")
+    if len(graph.initializer) > MAX_INITIALIZERS:
+        bad.append(f"{len(graph.initializer)} initializers are more than {MAX_INITIALIZERS}")
+    for t in graph.initializer:
+        if t.external_data or t.data_location == onnx.TensorProto.EXTERNAL:
+            bad.append(f"{t.name!r} refers to external data")
+        elif len(t.dims) > MAX_RANK or any(d < 0 or d > 2**31 for d in t.dims):
+            bad.append(f"{t.name!r} has impossible dimensions")
+        elif t.data_type in ITEM_BYTES and t.HasField("raw_data"):
+            if math.prod(t.dims) * ITEM_BYTES[t.data_type] != len(t.raw_data):
+                bad.append(f"{t.name!r} has {len(t.raw_data)} bytes for dimensions {list(t.dims)}")
+    names = [n.name for n in graph.node] + [t.name for t in graph.initializer]
+    names += [x for n in graph.node for x in (*n.input, *n.output)]
+    odd = [n for n in names if len(n) > MAX_NAME or not n.isascii()]
+    if odd:
+        bad.append(f"{len(odd)} names are not ASCII of at most {MAX_NAME} characters")
+    return bad
+
+
+def static_check(source: onnx.ModelProto | str | os.PathLike[str] | bytes) -> list[Finding]:
+    """All findings of S1 to S13 (errors) and those of D1 to D8 and ties inside S9 and S10 (with their own levels)."""
+    return examine(source)[1]
+
+
+def check_or_raise(source: onnx.ModelProto | str | os.PathLike[str] | bytes) -> g.Graph:
+    """The integer graph of a file that passes; VerificationError listing every error otherwise."""
+    graph, findings = examine(source)
+    errors = [f for f in findings if f.level == "error"]
+    if errors or graph is None:
+        shown = "; ".join(f"{f.code} {f.where}: {f.message}" for f in errors[:8])
+        raise VerificationError(
+            f"the file fails the static check: {shown}{f'; and {len(errors) - 8} more' if len(errors) > 8 else ''}.",
+            remedy="Export it anew from its run.",
+        )
+    return graph
+
+
+def examine(
+    source: onnx.ModelProto | str | os.PathLike[str] | bytes,
+) -> tuple[g.Graph | None, list[Finding]]:
+    """The graph, where the structure allows one, and all findings. ArtefactError outside the limits."""
+    model = source if isinstance(source, onnx.ModelProto) else load_model(source)
+    bad = limits(model)
+    if bad:
+        raise ArtefactError(f"the file is malformed: {'; '.join(bad[:6])}.", remedy="Export it anew from its run.")
+    findings = [*_versions(model), *_initializers(model), *_operators(model)]
+    if any(f.code == "S3" for f in findings):
+        return None, findings
+    try:
+        parsed = parse(model, metadata(model))
+        findings += parsed.findings
+        findings += _values(model, parsed)
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError) as err:
+        findings.append(_error("S4", "graph", f"the structure cannot be read ({type(err).__name__}: {err})"))
+        return None, findings
+    findings += _shapes(model)
+    return parsed.graph, findings
+
+
+def metadata(model: onnx.ModelProto) -> dict[str, Any]:
+    """The graph's meta from the file's metadata; malformed values are left out."""
+    props = {p.key: p.value for p in model.metadata_props}
+    out: dict[str, Any] = {
+        "task": props.get("qunlearn.task", ""),
+        "weight_range": props.get("qunlearn.weight_range", "8bit"),
+    }
+    try:
+        out["weight_bits"] = int(props.get("qunlearn.weight_bits", "8"))
+        out["preprocess"] = json.loads(props.get("qunlearn.preprocess", "{}"))
+        if "qunlearn.labels" in props:
+            out["labels"] = json.loads(props["qunlearn.labels"])
+    except (ValueError, RecursionError):
+        out.setdefault("weight_bits", 8)
+        out.setdefault("preprocess", {})
+    return out
+
+
+def _error(code: str, where: str, message: str) -> Finding:
+    return Finding(code=code, level="error", where=where, message=message)
+
+
+def _versions(model: onnx.ModelProto) -> Iterable[Finding]:
+    opsets = [(o.domain, o.version) for o in model.opset_import]
+    if opsets != [("", OPSET)]:
+        yield _error("S1", "model", f"operator sets {opsets}, not ai.onnx {OPSET} alone")
+    if model.ir_version != IR_VERSION:
+        yield _error("S1", "model", f"IR version {model.ir_version}, not {IR_VERSION}")
+    if model.functions or model.training_info or model.graph.sparse_initializer:
+        yield _error("S1", "model", "functions, training info or sparse initializers are not allowed")
+
+
+def _initializers(model: onnx.ModelProto) -> Iterable[Finding]:
+    graph = model.graph
+    names = [t.name for t in graph.initializer]
+    listed = sorted(set(names) & {i.name for i in graph.input})
+    if listed:
+        yield _error("S2", listed[0], "an initializer is listed as a graph input")
+    twice = sorted(n for n, c in Counter(names).items() if c > 1)
+    if twice:
+        yield _error("S2", twice[0], "an initializer occurs twice")
+    unused = sorted(set(names) - {i for n in graph.node for i in n.input})
+    if unused:
+        yield _error("S2", unused[0], "an initializer is not used")
+    if len(graph.input) != 1 or len(graph.output) != 1:
+        yield _error("S2", "graph", "there must be one input and one output")
+
+
+def _operators(model: onnx.ModelProto) -> Iterable[Finding]:
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in ATTRIBUTES:
+            yield _error("S3", node.name, f"operator {node.domain or 'ai.onnx'}:{node.op_type} is outside the subset")
+            continue
+        extra = sorted({a.name for a in node.attribute} - ATTRIBUTES[node.op_type])
+        if extra:
+            yield _error("S3", node.name, f"attribute {extra[0]} of {node.op_type} is outside the subset")
+    outputs = Counter(o for n in model.graph.node for o in n.output)
+    twice = sorted(n for n, c in outputs.items() if c > 1)
+    if twice:
+        yield _error("S4", twice[0], "a tensor is computed twice")
+
+
+def _values(model: onnx.ModelProto, parsed: Parsed) -> list[Finding]:
+    graph = parsed.graph
+    if graph is None:
+        return []
+    out: list[Finding] = []
+    limit = 63 if graph.meta.get("weight_range") == "7bit" else 127
+    for layer in graph.weighted():
+        if int(np.abs(layer.weight.astype(np.int16)).max(initial=0)) > limit:
+            out.append(_error("S5", layer.name, f"a weight code is outside [-{limit}, {limit}]"))
+    tiny = float(np.finfo(np.float32).tiny)
+    for t in model.graph.initializer:
+        if t.name.endswith("_scale"):
+            value = np.frombuffer(t.raw_data, "<f4")
+            if not (np.isfinite(value) & (value >= tiny)).all():
+                out.append(_error("S7", t.name, "a scale is not a normal positive number"))
+    if any(f.code in ("S5", "S7") for f in (*out, *parsed.findings)):
+        return out
+    out += [Finding(code=f"S9/{f.code}", level=f.level, where=f.where, message=f.message) for f in degenerate(graph)]
+    for tie in ties(graph):
+        if tie.share > 0:
+            level = "error" if tie.share > TIE_LIMIT else "warning"
+            out.append(Finding(code="S10", level=level, where=tie.layer, message=f"tie share {tie.share:.2g}"))
+    digest = next((p.value for p in model.metadata_props if p.key == "qunlearn.codes_digest"), "")
+    if digest != graph.codes_digest():
+        out.append(_error("S13", "metadata", "the codes digest in the metadata is not that of the codes"))
+    return out
+
+
+def _shapes(model: onnx.ModelProto) -> Iterable[Finding]:
+    for value in [*model.graph.input, *model.graph.output]:
+        dims = value.type.tensor_type.shape.dim
+        if not dims or not dims[0].dim_param or any(d.dim_value <= 0 for d in dims[1:]):
+            yield _error("S11", value.name, "only the batch dimension may be symbolic")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as err:
+        yield _error("S11", "graph", " ".join(str(err).split())[:200])

@@ -1,0 +1,264 @@
+"""Pattern matcher from an ONNX model of this project's form back to the integer graph; problems become findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from qunlearn_export import graph as g
+from qunlearn_export.degenerate import Finding
+
+ATTRIBUTES: dict[str, frozenset[str]] = {
+    "QuantizeLinear": frozenset(),
+    "DequantizeLinear": frozenset({"axis"}),
+    "Conv": frozenset({"kernel_shape", "strides", "pads", "dilations", "group"}),
+    "Gemm": frozenset({"transB"}),
+    "MatMul": frozenset(),
+    "Add": frozenset(),
+    "MaxPool": frozenset({"kernel_shape", "strides", "pads"}),
+    "AveragePool": frozenset({"kernel_shape", "strides", "pads", "count_include_pad"}),
+    "GlobalAveragePool": frozenset(),
+    "Concat": frozenset({"axis"}),
+    "Relu": frozenset(),
+    "Clip": frozenset(),
+    "Flatten": frozenset({"axis"}),
+    "Reshape": frozenset(),
+}
+"""The operator and attribute subset (artefact_onnx 2.3)."""
+
+
+class _Mismatch(Exception):
+    """A node does not fit the pattern; carries the check's code."""
+
+    def __init__(self, code: str, where: str, message: str) -> None:
+        super().__init__(message)
+        self.finding = Finding(code=code, level="error", where=where, message=message)
+
+
+@dataclass
+class Parsed:
+    """The graph (None when the structure does not fit) and what was found on the way."""
+
+    graph: g.Graph | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+def parse(model: onnx.ModelProto, meta: dict[str, Any]) -> Parsed:
+    """Match the whole model. S4, S5, S6, S7 and S8 are checked here, since they need the pattern."""
+    out = Parsed()
+    try:
+        out.graph = _Matcher(model, out.findings).graph(meta)
+    except _Mismatch as err:
+        out.findings.append(err.finding)
+    return out
+
+
+class _Matcher:
+    def __init__(self, model: onnx.ModelProto, findings: list[Finding]) -> None:
+        self.proto = model.graph
+        self.findings = findings
+        self.constants: dict[str, NDArray[Any]] = {t.name: numpy_helper.to_array(t) for t in self.proto.initializer}
+        self.shapes: dict[str, tuple[int, ...]] = {
+            v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+            for v in [*self.proto.value_info, *self.proto.input, *self.proto.output]
+        }
+        self.by_output = {n.output[0]: n for n in self.proto.node}
+        self.used: set[str] = set()
+        self.tensor_of: dict[str, str] = {}
+        self.activations: dict[str, g.Activation] = {}
+
+    def graph(self, meta: dict[str, Any]) -> g.Graph:
+        quantizers = [n for n in self.proto.node if n.op_type == "QuantizeLinear"]
+        if not quantizers or quantizers[0].input[0] != self.proto.input[0].name:
+            raise _Mismatch("S4", "input", "the graph input is not quantized first")
+        self._activation(quantizers[0], g_name="input", owner="input")
+        layers = [self._layer(q) for q in quantizers[1:]]
+        last = self.by_output.get(self.proto.output[0].name)
+        if last is None or last.op_type != "DequantizeLinear" or last.input[0] not in self.tensor_of:
+            raise _Mismatch("S12", "output", "the output is not a float from DequantizeLinear")
+        output = self._source(last, "output")
+        left = [n.name for n in self.proto.node if n.name not in self.used]
+        if left:
+            raise _Mismatch("S4", left[0], f"{len(left)} nodes are outside every quantized layer")
+        return g.Graph(activations=self.activations, layers=tuple(layers), input="input", output=output, meta=meta)
+
+    def _const(self, name: str, kind: str, where: str) -> NDArray[Any]:
+        value = self.constants.get(name)
+        if value is None or value.dtype.name != kind:
+            raise _Mismatch("S4", where, f"{name} is not a constant of type {kind}")
+        return value
+
+    def _activation(self, q: onnx.NodeProto, *, g_name: str, owner: str, like: tuple[int, ...] | None = None) -> None:
+        scale, zero = self._const(q.input[1], "float32", q.name), self._const(q.input[2], "int8", q.name)
+        if scale.ndim or zero.ndim:
+            raise _Mismatch("S4", q.name, "an activation has one scale and one zero point")
+        shape = self.shapes.get(q.output[0])
+        if shape is None:
+            raise _Mismatch("S11", q.name, "no shape is recorded")
+        self.activations[g_name] = g.Activation(
+            name=g_name, shape=shape[1:], scale=np.float32(scale), zero_point=int(zero)
+        )
+        self.tensor_of[q.output[0]] = g_name
+        self.used.add(q.name)
+
+    def _source(self, dq: onnx.NodeProto, where: str) -> str:
+        """Activation that a DequantizeLinear of a layer's input reads; its grid must be that of the producer."""
+        if dq.op_type != "DequantizeLinear" or dq.input[0] not in self.tensor_of:
+            raise _Mismatch("S4", where, "an operand is not a dequantized tensor")
+        name = self.tensor_of[dq.input[0]]
+        a = self.activations[name]
+        scale, zero = self._const(dq.input[1], "float32", where), self._const(dq.input[2], "int8", where)
+        if np.float32(scale) != a.scale or int(zero) != a.zero_point:
+            raise _Mismatch("S4", where, "quantize and dequantize of one tensor differ in scale or zero point")
+        self.used.add(dq.name)
+        return name
+
+    def _node(self, tensor: str, where: str) -> onnx.NodeProto:
+        node = self.by_output.get(tensor)
+        if node is None:
+            raise _Mismatch("S4", where, f"{tensor} is not computed by a node")
+        return node
+
+    def _layer(self, q: onnx.NodeProto) -> g.AnyLayer:
+        if not q.name.endswith("/q"):
+            raise _Mismatch("S4", q.name, "a quantizer is not named <module>/q")
+        name = q.name[:-2]
+        node = self._node(q.input[0], name)
+        relu, clip = False, None
+        if node.op_type == "Clip":
+            low, high = (self._const(i, "float32", name) for i in node.input[1:3])
+            if float(low) != 0.0 or not float(high) > 0.0:
+                raise _Mismatch("S3", name, "Clip is not Clip(0, c) with c > 0")
+            relu, clip = True, np.float32(high)
+            self.used.add(node.name)
+            node = self._node(node.input[0], name)
+        elif node.op_type == "Relu":
+            relu = True
+            self.used.add(node.name)
+            node = self._node(node.input[0], name)
+        out = f"{name}.out"
+        common: dict[str, Any] = {"name": name, "output": out, "relu": relu, "clip": clip}
+        if node.op_type == "DequantizeLinear":
+            layer: g.AnyLayer = g.Requant(inputs=(self._source(node, name),), **common)
+        else:
+            self.used.add(node.name)
+            layer = self._operator(node, common)
+        self._activation(q, g_name=out, owner=name)
+        bits = 8
+        if clip is not None:
+            hi = int(np.rint(np.divide(clip, self.activations[out].scale, dtype=np.float32)))
+            bits = next((b for b in range(1, 8) if hi == 2**b - 1 and clip == np.float32(np.float32(hi) * self.activations[out].scale)), 8)
+        a = self.activations[out]
+        self.activations[out] = g.Activation(
+            name=out, shape=a.shape, scale=a.scale, zero_point=a.zero_point, bits=bits
+        )
+        self._check_grid(layer)
+        return layer
+
+    def _check_grid(self, layer: g.AnyLayer) -> None:
+        out = self.activations[layer.output]
+        if layer.relu and out.zero_point != -128:
+            self._note("S7", layer.name, f"zero point {out.zero_point} after Relu, not -128")
+        if isinstance(layer, g.MaxPool | g.Flatten | g.Reshape):
+            a = self.activations[layer.inputs[0]]
+            if (a.scale, a.zero_point) != (out.scale, out.zero_point):
+                self._note("S8", layer.name, "scale or zero point changes across a layer that keeps codes")
+
+    def _note(self, code: str, where: str, message: str) -> None:
+        self.findings.append(Finding(code=code, level="error", where=where, message=message))
+
+    def _operator(self, node: onnx.NodeProto, common: dict[str, Any]) -> g.AnyLayer:
+        name, op = common["name"], node.op_type
+        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if op == "Add" and self._node(node.input[0], name).op_type == "MatMul":
+            product = self._node(node.input[0], name)
+            self.used.add(product.name)
+            return self._matmul(product, self._node(node.input[1], name), common)
+        match op:
+            case "Conv" | "Gemm":
+                return self._weighted(node, attrs, common)
+            case "MatMul":
+                return self._matmul(node, None, common)
+        common["inputs"] = tuple(self._source(self._node(i, name), name) for i in self._data_inputs(node))
+        make: dict[str, Callable[[], g.AnyLayer]] = {
+            "Add": lambda: g.Add(**common),
+            "GlobalAveragePool": lambda: g.GlobalAveragePool(**common),
+            "Concat": lambda: g.Concat(**common),
+            "Flatten": lambda: g.Flatten(**common),
+            "MaxPool": lambda: g.MaxPool(**_window(attrs), **common),
+            "AveragePool": lambda: g.AveragePool(
+                **_window(attrs), count_include_pad=bool(attrs.get("count_include_pad", 0)), **common
+            ),
+            "Reshape": lambda: g.Reshape(
+                shape=tuple(int(d) for d in self._const(node.input[1], "int64", name)[1:]), **common
+            ),
+        }
+        if op not in make:
+            raise _Mismatch("S3", name, f"{op} does not stand between dequantize and quantize")
+        return make[op]()
+
+    def _data_inputs(self, node: onnx.NodeProto) -> list[str]:
+        return list(node.input[:1]) if node.op_type == "Reshape" else list(node.input)
+
+    def _weighted(self, node: onnx.NodeProto, attrs: dict[str, Any], common: dict[str, Any]) -> g.AnyLayer:
+        name = common["name"]
+        source = self._source(self._node(node.input[0], name), name)
+        weight, scale = self._codes(node.input[1], 0, name)
+        bias = self._bias(node.input[2], source, scale, name) if len(node.input) > 2 else None
+        common |= {"inputs": (source,), "weight": weight, "weight_scale": scale, "bias": bias}
+        if node.op_type == "Gemm":
+            if attrs.get("transB") != 1:
+                raise _Mismatch("S3", name, "Gemm without transB = 1")
+            return g.Gemm(**common)
+        return g.Conv(
+            strides=tuple(attrs["strides"]),
+            pads=tuple(attrs["pads"]),
+            dilations=tuple(attrs["dilations"]),
+            group=int(attrs["group"]),
+            **common,
+        )
+
+    def _matmul(self, node: onnx.NodeProto, bias: onnx.NodeProto | None, common: dict[str, Any]) -> g.MatMul:
+        name = common["name"]
+        source = self._source(self._node(node.input[0], name), name)
+        weight, scale = self._codes(node.input[1], 1, name)
+        codes = self._bias(bias.output[0], source, scale, name) if bias is not None else None
+        return g.MatMul(inputs=(source,), weight=weight, weight_scale=scale, bias=codes, **common)
+
+    def _codes(self, tensor: str, axis: int, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        dq = self._node(tensor, name)
+        weight, scale, zero = self._parameters(dq, "int8", axis, name)
+        if scale.shape != (weight.shape[axis],) or zero.any():
+            self._note("S5", name, "weight zero points are not 0 or scales are not one per output channel")
+        if (weight == -128).any():
+            self._note("S5", name, "a weight code is -128")
+        return weight, scale
+
+    def _bias(self, tensor: str, source: str, weight_scale: NDArray[np.float32], name: str) -> NDArray[np.int32]:
+        bias, scale, zero = self._parameters(self._node(tensor, name), "int32", 0, name)
+        if zero.any():
+            self._note("S5", name, "bias zero points are not 0")
+        want = g.bias_scale(self.activations[source].scale, weight_scale)
+        if scale.shape != want.shape or scale.tobytes() != want.tobytes():
+            self._note("S6", name, "a bias scale is not fl32(input scale * weight scale)")
+        return bias
+
+    def _parameters(self, dq: onnx.NodeProto, kind: str, axis: int, name: str) -> tuple[Any, Any, Any]:
+        if dq.op_type != "DequantizeLinear" or len(dq.input) != 3:
+            raise _Mismatch("S4", name, "a parameter does not come from DequantizeLinear with a zero point")
+        self.used.add(dq.name)
+        found = next((int(a.i) for a in dq.attribute if a.name == "axis"), 1)
+        codes = self._const(dq.input[0], kind, name)
+        if found != axis:
+            self._note("S4", name, f"axis {found} of {dq.input[0]} is not {axis}")
+        return codes, self._const(dq.input[1], "float32", name), self._const(dq.input[2], kind, name)
+
+
+def _window(attrs: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(attrs[n]) for k, n in (("kernel", "kernel_shape"), ("strides", "strides"), ("pads", "pads"))}

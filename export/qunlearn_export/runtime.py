@@ -1,0 +1,222 @@
+"""The one place that opens ONNX Runtime sessions, with the entries under which the answer is right.
+
+Needs numpy, onnxruntime and ``errors.py`` only: a device carries these two files. On x86 processors ONNX Runtime's
+default int8 path may saturate 16-bit sums; the session entries set here avoid it (artefact_onnx 2.6). The kind of file
+is read from the protobuf bytes, so that the onnx package is not needed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from qunlearn_export.errors import ArtefactError, ConfigError, DataError, UnsupportedError
+
+PRECISION = "session.x64quantprecision"
+SIGNED = "session.qdqisint8allowed"
+MATMULNBITS = "session.qdq_matmulnbits_accuracy_level"
+MAX_BYTES = 256 * 2**20
+LEVELS = ("all", "off", "extended")
+_FLAGS = ("avx", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionInfo:
+    """Under what a session runs: ``entries`` set, ``level``, ``threads``, onnxruntime ``version``, ``cpu`` flags."""
+
+    entries: Mapping[str, str]
+    level: str
+    threads: int
+    version: str
+    cpu: tuple[str, ...]
+    machine: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain mapping."""
+        return {**asdict(self), "cpu": list(self.cpu), "entries": dict(self.entries)}
+
+
+def cpu_flags() -> tuple[str, ...]:
+    """Vector extensions of this processor that matter here, sorted; empty where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ()
+    for line in text.splitlines():
+        if line.lower().startswith(("flags", "features")):
+            words = set(line.partition(":")[2].split())
+            return tuple(sorted(words & set(_FLAGS)))
+    return ()
+
+
+def is_x86() -> bool:
+    """Whether this machine is x86-64."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def read_bytes(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a file (or the bytes given); its size is checked before it is read. ArtefactError otherwise."""
+    if isinstance(file, bytes):
+        data = file
+        if len(data) > max_bytes:
+            raise ArtefactError(f"the model has {len(data)} bytes, more than {max_bytes}.", remedy="Give a smaller one.")
+        return data
+    path = Path(file)
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise ArtefactError(f"{path} has {size} bytes, more than {max_bytes}.", remedy="Give a smaller file.")
+        return path.read_bytes()
+    except OSError as err:
+        raise ArtefactError(f"cannot read {path}: {err.strerror}.", remedy="Check the path.") from err
+
+
+def file_kind(data: bytes) -> str:
+    """``qunlearn.format`` from the file's metadata, or "" for files of others (artefact_onnx 2.6: field 14)."""
+    for number, value in _fields(data):
+        if number == 14 and isinstance(value, bytes):
+            pair = dict(_fields(value))
+            if pair.get(1) == b"qunlearn.format" and isinstance(pair.get(2), bytes):
+                return bytes(pair[2]).decode("ascii", "replace")  # type: ignore[arg-type]
+    return ""
+
+
+def entries_for(kind: str, *, weight_only: bool = False) -> dict[str, str]:
+    """Session entries for a file of that format on this machine; QOperator files and other processors need none."""
+    if not is_x86() or kind.startswith("int8-qop"):
+        return {}
+    return {PRECISION: "1", **({MATMULNBITS: "1"} if weight_only else {})}
+
+
+def make_session(
+    file: str | os.PathLike[str] | bytes,
+    *,
+    level: str = "all",
+    threads: int = 1,
+    raw: bool = False,
+    entries: Mapping[str, str] | None = None,
+    optimized_path: str | os.PathLike[str] | None = None,
+    provider: str = "CPUExecutionProvider",
+) -> ort.InferenceSession:
+    """Open ``file`` at optimisation ``level`` (all, extended, off) on the CPU.
+
+    ``raw=True`` sets no entry (what an unprepared user gets); ``entries`` adds some. ``optimized_path`` receives the
+    optimised graph. ArtefactError when the file does not load, ConfigError for a forbidden combination of entries.
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"optimisation level {level!r} is unknown.", remedy=f"Use one of {', '.join(LEVELS)}.")
+    if provider != "CPUExecutionProvider":
+        raise UnsupportedError(f"execution provider {provider!r} is not supported.", remedy="Use the CPU provider.")
+    if not 1 <= threads <= 1024:
+        raise ConfigError(f"{threads} threads are not possible.", remedy="Give 1 or more.")
+    data = read_bytes(file)
+    kind = file_kind(data)
+    chosen = {} if raw else entries_for(kind)
+    chosen.update(entries or {})
+    if chosen.get(PRECISION) == "1" and chosen.get(SIGNED) == "1":
+        raise ConfigError(
+            f"{PRECISION} and {SIGNED} exclude each other: ONNX Runtime has no kernel for both.",
+            remedy=f"Set {PRECISION} alone.",
+        )
+    if chosen.get(PRECISION) == "1" and kind.startswith("int8-qop"):
+        raise ConfigError(f"{PRECISION} must not be set on a QOperator file with int8.", remedy="Set no entry.")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = {
+        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    }[level]
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    for key, value in chosen.items():
+        options.add_session_config_entry(key, value)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ort.InferenceSession(data, sess_options=options, providers=[provider])
+    except Exception as err:  # onnxruntime raises many types of its own
+        name = "the given bytes" if isinstance(file, bytes) else str(file)
+        raise ArtefactError(
+            f"ONNX Runtime {ort.__version__} does not load {name}: {' '.join(str(err).split())[:200]}.",
+            remedy="See `qunlearn inspect`.",
+        ) from err
+
+
+def session_info(
+    file: str | os.PathLike[str] | bytes, *, level: str = "all", threads: int = 1, raw: bool = False
+) -> SessionInfo:
+    """What :func:`make_session` uses for these arguments, for reports."""
+    entries = {} if raw else entries_for(file_kind(read_bytes(file)))
+    return SessionInfo(
+        entries=entries,
+        level=level,
+        threads=threads,
+        version=str(ort.__version__),
+        cpu=cpu_flags(),
+        machine=platform.machine(),
+    )
+
+
+def run(
+    session: ort.InferenceSession, x: NDArray[Any], *, outputs: Sequence[str] | None = None, batch: int = 256
+) -> dict[str, NDArray[Any]]:
+    """Outputs by name for input [N, ...], ``batch`` rows at a time; DataError when the input does not fit."""
+    spec = session.get_inputs()[0]
+    names = list(outputs) if outputs is not None else [o.name for o in session.get_outputs()]
+    want = tuple(d for d in spec.shape[1:])
+    if x.ndim != len(spec.shape) or any(isinstance(d, int) and d != n for d, n in zip(want, x.shape[1:], strict=True)):
+        raise DataError(f"input has shape {x.shape}, the model reads {spec.shape}.", remedy="Give input of that shape.")
+    if x.dtype == np.float32 and not np.isfinite(x).all():
+        raise DataError("the input holds NaN or infinity.", remedy="Clean the data.")
+    parts = [session.run(names, {spec.name: x[i : i + batch]}) for i in range(0, max(1, len(x)), batch)]
+    return {name: np.concatenate([p[i] for p in parts]) for i, name in enumerate(names)}
+
+
+def _fields(data: bytes) -> list[tuple[int, bytes | int]]:
+    """Top-level protobuf fields (number, value); stops at the first malformed byte."""
+    out: list[tuple[int, bytes | int]] = []
+    i, n = 0, len(data)
+
+    def varint(i: int) -> tuple[int, int]:
+        value = shift = 0
+        while i < n and shift < 70:
+            byte = data[i]
+            value |= (byte & 0x7F) << shift
+            i += 1
+            if byte < 0x80:
+                return value, i
+            shift += 7
+        return -1, n + 1
+
+    while i < n:
+        key, i = varint(i)
+        wire = key & 7
+        if key < 0:
+            break
+        if wire == 0:
+            number, i = varint(i)
+            if number < 0:
+                break
+            out.append((key >> 3, number))
+        elif wire == 2:
+            size, i = varint(i)
+            if size < 0 or i + size > n:
+                break
+            out.append((key >> 3, data[i : i + size]))
+            i += size
+        elif wire in (1, 5):
+            i += 8 if wire == 1 else 4
+        else:
+            break
+    return out

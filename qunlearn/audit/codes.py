@@ -1,0 +1,54 @@
+"""Every reason and warning code of a result, with its sentence. A result with another code cannot be made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+REASONS: Mapping[str, str] = {
+    "F-UTILITY-RETAIN": "Retain accuracy fell by more than the utility floor.",
+    "F-UTILITY-HELDOUT": "Held-out accuracy fell by more than the utility floor.",
+    "F-COLLAPSE-CLASS": "One class is predicted far more often than before unlearning.",
+    "F-COLLAPSE-ENTROPY": "The mean predictive entropy left the band around its value before unlearning.",
+    "F-NONFINITE": "The artefact gives logits that are not finite; nothing else was measured.",
+    "F-PARITY": "The artefact is outside its parity bound: it does not compute what the trained model computes.",
+    "F-UNDER": "The whole interval of the difference lies on the remembered side of the margin.",
+    "F-OVER": "The whole interval of the difference lies on the over-forgotten side of the margin.",
+    "I-INTERVAL": "The interval of the difference crosses the margin; more samples would decide.",
+    "I-NO-REFERENCE": "No reference was given, and this audit has no rule of its own that passes without one.",
+    "I-NO-SIGNAL": "The untouched model itself lies within the margin of the reference: a pass would tell nothing.",
+    "I-PARITY": "The parity report is inconclusive.",
+    "I-PARITY-MISSING": "No parity report was given for a file that ships.",
+    "I-SAME-BYTES": "The file or tensor digest before and after is the same.",
+    "I-SAME-CODES": "The integer codes before and after are the same: the shipped model did not change.",
+    "I-SAME-LOGITS": "The logits before and after are equal bit for bit.",
+    "I-MIA-DEGENERATE": "The attack cannot tell members from non-members at all; its share is an accident.",
+    "I-DISAGREE": "The trained model and a shipping artefact got different verdicts.",
+}
+
+WARNINGS: Mapping[str, str] = {
+    "W-SAME-BYTES": "The file or tensor digest before and after is the same.",
+    "W-SAME-CODES": "The checkpoint changed, its integer codes did not.",
+    "W-SAME-LOGITS": "The logits before and after are equal bit for bit.",
+    "W-SAME-RESULT": "Two methods of one run gave identical metric tables.",
+    "W-ARTEFACT-DISAGREES": "The trained model and a shipping artefact got different verdicts.",
+    "W-TORCH-NOT-RUN": "The trained model was not audited beside the file.",
+    "W-NO-PARITY": "No parity report was given for this artefact.",
+    "W-MIA-DEGENERATE": "The attack cannot tell members from non-members at all.",
+}
+
+
+def text(code: str) -> str:
+    """The sentence of a code; a suffix after a colon (a name, a layer) is kept. Unknown codes give themselves."""
+    head, _, tail = code.partition(":")
+    sentence = REASONS.get(head) or WARNINGS.get(head) or head
+    return f"{sentence} ({tail.strip()})" if tail else sentence
+
+
+def known_reason(code: str) -> bool:
+    """Whether ``code`` (up to a colon) is a reason."""
+    return code.partition(":")[0] in REASONS
+
+
+def known_warning(code: str) -> bool:
+    """Whether ``code`` (up to a colon) is a warning."""
+    return code.partition(":")[0] in WARNINGS

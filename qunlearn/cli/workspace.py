@@ -1,0 +1,236 @@
+"""What commands do with runs: find the data, read and write run folders, train with the right recipe. Needs torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qunlearn import fingerprint, models, quant, tasks
+from qunlearn.cli.common import Settings
+from qunlearn.data import sources
+from qunlearn.data.dataset import Dataset, Preprocess, Samples
+from qunlearn.data.request import Request
+from qunlearn.data.splits import training_samples
+from qunlearn.errors import ArtefactError, ConfigError, DataError
+from qunlearn.unlearn.stopping import ReferenceCard
+from qunlearn_export.files import canonical_json, write_atomic
+
+RESULT, TRACE, CARD, REQUEST_STATE = "result.json", "trace.jsonl", "card.json", "train.state"
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "kws": {"epochs": 12, "batch_size": 64, "lr": 0.05},
+    "digits": {"epochs": 20, "batch_size": 64, "lr": 0.05},
+    "cifar10": {"epochs": 20, "batch_size": 128, "lr": 0.1},
+}
+"""Training settings per built-in source; other sources use the defaults of :class:`qunlearn.quant.Recipe`."""
+
+
+def recipe_for(dataset: Dataset, source: str, epochs: int | None) -> quant.Recipe:
+    """The recipe of a source, with ``epochs`` put in where given."""
+    settings = {**RECIPES.get(source, {}), "augment": dataset.augment}
+    if epochs is not None:
+        settings["epochs"] = epochs
+    return quant.Recipe(**settings)
+
+
+def load_data(settings: Settings, source: str) -> Dataset:
+    """The data set that ``source`` names. The division of a set without its own parts does not depend on run seeds."""
+    return sources.load(source, data_dir=settings.data_dir, seed=0)
+
+
+def data_of_run(settings: Settings, config: quant.RunConfig, source: str | None = None) -> Dataset:
+    """The data set a run was trained on; DataError when what is found now is not that data set."""
+    dataset = load_data(settings, source or config.data)
+    known = config.provenance.get("dataset_digest")
+    if known is not None and known != dataset.digest():
+        raise DataError(
+            f"the data of {config.data!r} are not those that the run was trained on.",
+            remedy="Give the original data by --data-dir or --data.",
+        )
+    return dataset
+
+
+def build_model(
+    name: str, dataset: Dataset, spec: quant.QuantSpec, *, seed: int, init_from: Path | None = None
+) -> quant.QuantModel:
+    """A prepared, untrained network for the data set, or one that starts from the tensors of another run."""
+    net = models.build(name, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=seed)
+    rows = dataset.where("train")[:64]
+    example = torch.from_numpy(Samples(dataset, rows).inputs())
+    model = quant.prepare(net, spec, example)
+    if init_from is not None:
+        source, config = quant.load_run(init_from)
+        if config.in_shape != dataset.in_shape or config.num_classes != dataset.num_classes or config.model != name:
+            raise ConfigError(
+                f"{init_from} holds {config.model} for {config.in_shape} and {config.num_classes} classes.",
+                remedy=f"Give a run of {name} for {dataset.in_shape} and {dataset.num_classes} classes.",
+            )
+        own = model.state_dict()
+        grid = ("tensor_quant.scale", "tensor_quant.zero_point")
+        same_bits = config.spec == spec
+        own.update({n: t for n, t in source.state_dict().items() if same_bits or not n.endswith(grid)})
+        model.load_state_dict(own)
+    return model
+
+
+def run_config(
+    name: str, dataset: Dataset, source: str, spec: quant.QuantSpec, provenance: Mapping[str, Any]
+) -> quant.RunConfig:
+    """The config that a run folder keeps."""
+    return quant.RunConfig(
+        model=name,
+        in_shape=dataset.in_shape,
+        num_classes=dataset.num_classes,
+        spec=spec,
+        data=source,
+        task="classification",
+        preprocess=dataset.preprocess.to_json(),
+        provenance={
+            **provenance,
+            "dataset": dataset.title or dataset.name,
+            "dataset_digest": dataset.digest(),
+            "code": fingerprint.code_digest(),
+        },
+    )
+
+
+def train_model(
+    model: quant.QuantModel,
+    samples: Samples,
+    recipe: quant.Recipe,
+    *,
+    seed: int,
+    label: str,
+    settings: Settings,
+    state_file: Path | None = None,
+    resume: bool = False,
+) -> float:
+    """Train in place with progress on stderr; returns the seconds of this call."""
+    start = time.perf_counter()
+    with settings.progress(label, recipe.epochs) as update:
+        quant.train(
+            model,
+            tasks.get("classification"),
+            samples,
+            recipe,
+            seed=seed,
+            state_file=state_file,
+            resume=resume,
+            on_epoch=lambda epoch, loss: update(epoch, f"epochs, loss {loss:.3f}"),
+        )
+    return time.perf_counter() - start
+
+
+def metrics_of(model: quant.QuantModel, samples: Samples) -> dict[str, float]:
+    """Accuracy, confidence and loss of the fake-quantized network."""
+    task = tasks.get("classification")
+    logits = torch.from_numpy(task.predict(model, samples))
+    return task.metrics(logits, task.batch(samples, np.arange(len(samples))))
+
+
+def left_out_metrics(model: quant.QuantModel, dataset: Dataset, request: Request, seed: int) -> dict[str, float]:
+    """Accuracy and confidence on the training samples that ``request`` selects."""
+    return metrics_of(model, Samples(dataset, request.select(dataset, seed)))
+
+
+def reference_card(
+    settings: Settings,
+    dataset: Dataset,
+    name: str,
+    spec: quant.QuantSpec,
+    recipe: quant.Recipe,
+    *,
+    seed: int,
+    folder: Path,
+    resume: bool,
+    groups: Iterable[str] | None = None,
+    keep: Callable[[str, quant.QuantModel, float], None] | None = None,
+) -> ReferenceCard:
+    """Train one network per group without that group and record its values on the group left out.
+
+    ``keep(group, model, seconds)`` receives every such network: it is the retrained reference for that group.
+    """
+    if dataset.group is None:
+        raise DataError(
+            f"data set {dataset.name!r} has no groups.", remedy="A reference card needs a group column; leave it out."
+        )
+    values: dict[str, dict[str, float]] = {}
+    names = list(groups) if groups is not None else list(dataset.group_names)
+    for i, group in enumerate(names):
+        done = folder / f"card.{i}.json"
+        request = Request("group", (group,))
+        model = build_model(name, dataset, spec, seed=reference_seed(seed))
+        if resume and done.exists() and keep is None:
+            values[group] = json.loads(done.read_text())
+            continue
+        state = folder / f"card.{i}.state"
+        seconds = train_model(
+            model,
+            training_samples(dataset, request, seed),
+            recipe,
+            seed=reference_seed(seed),
+            label=f"reference {i + 1}/{len(names)}",
+            settings=settings,
+            state_file=state,
+            resume=resume,
+        )
+        values[group] = left_out_metrics(model, dataset, request, seed)
+        write_atomic(done, canonical_json(values[group]).encode())
+        state.unlink(missing_ok=True)
+        if keep is not None:
+            keep(group, model, seconds)
+    for i in range(len(names)):
+        (folder / f"card.{i}.json").unlink(missing_ok=True)
+    return ReferenceCard(
+        accuracy={g: v["accuracy"] for g, v in values.items()},
+        confidence={g: v["confidence"] for g, v in values.items()},
+    )
+
+
+def reference_seed(seed: int) -> int:
+    """Seed of a retrained network beside an original of ``seed``: another start and another order of the data."""
+    return seed + 1000
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Indented JSON, written whole."""
+    write_atomic(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a run folder; ArtefactError when it is not one."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as err:
+        raise ArtefactError(f"cannot read {path}: {err}.", remedy="Make the run anew.") from err
+    if not isinstance(value, dict):
+        raise ArtefactError(f"{path} does not hold an object.", remedy="Make the run anew.")
+    return value
+
+
+def load_card(run: Path) -> ReferenceCard | None:
+    """The run's reference card, where it has one."""
+    path = run / CARD
+    return ReferenceCard.load(path) if path.exists() else None
+
+
+def preprocess_of(config: quant.RunConfig) -> Preprocess:
+    """The preprocessing that a run was trained with."""
+    return Preprocess.from_json(config.preprocess)
+
+
+def with_provenance(config: quant.RunConfig, **facts: Any) -> quant.RunConfig:
+    """A copy of ``config`` with facts added to its provenance."""
+    return replace(config, provenance={**config.provenance, **facts})
+
+
+def recipe_facts(recipe: quant.Recipe) -> dict[str, Any]:
+    """The recipe as JSON."""
+    return asdict(recipe)

@@ -1,0 +1,163 @@
+"""The fake-quantized network: a list of steps, each an operator of the artefact with its quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qunlearn.quant.fake import MIN_SCALE, FakeQuantize
+from qunlearn.quant.layers import act_quantizer, quant_identity, weight_quantizer
+from qunlearn.quant.spec import QuantSpec
+
+INPUT = "input"
+WEIGHTED = ("conv", "linear")
+SAME_GRID = ("maxpool", "flatten")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One operator: ``name`` (module path), ``kind``, names of the steps it reads, modules that it runs.
+
+    ``module`` holds the operator's own module where it has one, ``bn`` the BatchNorm folded into it at lowering,
+    ``act`` the module that quantizes its result (None where the grid of the input is kept).
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    module: str | None = None
+    bn: str | None = None
+    act: str | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class QuantModel(nn.Module):
+    """A fake-quantized network made by :func:`qunlearn.quant.prepare`.
+
+    ``forward`` takes float32 [N, C, H, W] and returns float32 logits [N, K] that lie on the int8 grid of the logits.
+    Parameters: latent weights, biases, BatchNorm affine, and scales (names ending in ``.scale``).
+    """
+
+    def __init__(self, spec: QuantSpec, in_shape: tuple[int, ...], steps: tuple[Step, ...]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.in_shape = in_shape
+        self.steps = steps
+        self.input_quant = quant_identity()
+        last_use: dict[str, int] = {}
+        for i, step in enumerate(steps):
+            for name in step.inputs:
+                last_use[name] = i
+        self._free_after = [tuple(n for n, j in last_use.items() if j == i) for i in range(len(steps))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: dict[str, Tensor] = {INPUT: self.input_quant(x)}
+        for step, done in zip(self.steps, self._free_after, strict=True):
+            values[step.name] = self.run_step(step, *(values[n] for n in step.inputs))
+            for name in done:
+                del values[name]
+        return values[self.steps[-1].name]
+
+    def activations(self, x: Tensor) -> dict[str, Tensor]:
+        """Every step's dequantized output by step name, ``input`` included."""
+        values: dict[str, Tensor] = {INPUT: self.input_quant(x)}
+        for step in self.steps:
+            values[step.name] = self.run_step(step, *(values[n] for n in step.inputs))
+        return values
+
+    def run_step(self, step: Step, *inputs: Tensor) -> Tensor:
+        """One operator on dequantized inputs, its own quantizer included."""
+        out = self._operate(step, inputs)
+        if step.bn is not None:
+            out = self.get_submodule(step.bn)(out)
+        if step.act is not None:
+            out = self.get_submodule(step.act)(out)
+        return out
+
+    def _operate(self, step: Step, inputs: tuple[Tensor, ...]) -> Tensor:
+        x, a = inputs[0], step.attrs
+        match step.kind:
+            case "conv" | "linear" | "dropout":
+                assert step.module is not None
+                out: Tensor = self.get_submodule(step.module)(x)
+                return out
+            case "add":
+                return inputs[0] + inputs[1]
+            case "concat":
+                return torch.cat(inputs, dim=1)
+            case "maxpool":
+                return F.max_pool2d(x, a["kernel"], a["strides"], a["padding"])
+            case "avgpool":
+                return F.avg_pool2d(x, a["kernel"], a["strides"], a["padding"], False, a["count_include_pad"])
+            case "gap":
+                return x.mean(dim=(2, 3), keepdim=True)
+            case "flatten":
+                return x.flatten(1)
+            case "requant":
+                return x
+            case kind:
+                raise AssertionError(kind)
+
+    def quantizer_of(self, name: str) -> FakeQuantize:
+        """The activation quantizer that gives the grid of step ``name`` (or of ``input``)."""
+        while name != INPUT:
+            step = self.step(name)
+            if step.act is not None:
+                return act_quantizer(self.get_submodule(step.act))
+            name = step.inputs[0]
+        return act_quantizer(self.input_quant)
+
+    def step(self, name: str) -> Step:
+        """The step of that name."""
+        return next(s for s in self.steps if s.name == name)
+
+    def weight_quantizer_of(self, step: Step) -> FakeQuantize:
+        """The weight quantizer of a weighted step."""
+        assert step.module is not None
+        return weight_quantizer(self.get_submodule(step.module))
+
+    def quantizers(self) -> Iterator[tuple[str, FakeQuantize]]:
+        """All quantizers by module path."""
+        for name, module in self.named_modules():
+            if isinstance(module, FakeQuantize):
+                yield name, module
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Switch fake quantization of all tensors on or off (off = the float phase of training)."""
+        for _, q in self.quantizers():
+            q.enabled = enabled
+
+
+def scale_parameter_names(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that are quantization scales."""
+    return frozenset(
+        f"{name}.scale" for name, module in model.named_modules() if isinstance(module, FakeQuantize)
+    )
+
+
+@torch.no_grad()
+def clamp_scales(model: nn.Module) -> None:
+    """Keep learned scales positive and normal; called after every optimizer step that may move them."""
+    for module in model.modules():
+        if isinstance(module, FakeQuantize):
+            module.scale.clamp_(min=MIN_SCALE)
+
+
+def layer_of(model: QuantModel) -> dict[str, str]:
+    """Parameter name to layer name: weight, bias, BatchNorm and scales of one step belong together."""
+    owner: dict[str, str] = {"input_quant": INPUT}
+    for step in model.steps:
+        for module in (step.module, step.bn, step.act):
+            if module is not None:
+                owner[module] = step.name
+    prefixes = sorted(owner, key=len, reverse=True)
+    out: dict[str, str] = {}
+    for name, _ in model.named_parameters():
+        prefix = next(p for p in prefixes if name == p or name.startswith(p + "."))
+        out[name] = owner[prefix]
+    return out

@@ -1,0 +1,43 @@
+"""Gradient ascent on the forget set. Unbounded: it destroys a network quickly, and is here as the baseline it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from qunlearn.unlearn.checkpoint import Part
+from qunlearn.unlearn.context import Context
+from qunlearn.unlearn.hyper import hyper
+from qunlearn.unlearn.modes import set_mode
+from qunlearn.unlearn.pairing import Pass
+from qunlearn.unlearn.probe import device_of, to_device
+from qunlearn.unlearn.sgd import EpochSGD, LossFunction, plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class GA(EpochSGD):
+    """Maximise the training loss on forget batches; retain data are not used."""
+
+    name: ClassVar[str] = "ga"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "lm")
+    source: ClassVar[str] = "baseline; epochs and lr as in Unlearn-Sparse (Jia et al. 2023, arXiv 2304.04934)"
+
+    epochs: int = hyper(5, low=1, high=1000, unit="epochs", doc="passes over the forget set", search=(1, 3, 5, 10))
+    lr: float | str = hyper(
+        1e-4, low=0, high=10, low_open=True, choices=("auto",), search=(1e-5, 1e-3), log=True, doc="peak learning rate"
+    )
+
+    def plan(self, ctx: Context) -> tuple[int, dict[str, Part], LossFunction]:
+        """One forget batch a step."""
+        loader = Pass(len(ctx.data.forget), self.batch_size, seed=ctx.seed, purpose="forget")
+
+        def loss(epoch: int) -> tuple[Tensor, dict[str, Any]]:
+            batch = to_device(ctx.task.batch(ctx.data.forget, loader.next()), device_of(ctx.model))
+            ctx.count(len(batch))
+            set_mode(ctx.model, self.bn, "forget")
+            value = ctx.task.loss(ctx.task.logits(ctx.model, batch), batch)
+            return -value, {"L_f": float(value.detach())}
+
+        return loader.count, plain(forget=loader), loss

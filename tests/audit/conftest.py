@@ -1,0 +1,164 @@
+"""A small world without a network: every sample's input is its position, every model a table of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qunlearn.audit import AuditContext, Predictor
+from qunlearn.data.dataset import Dataset, Preprocess
+from qunlearn.data.request import Request
+from qunlearn.data.splits import Splits, make_splits
+from qunlearn.fingerprint import digest_bytes
+
+CLASSES, GROUPS = 5, 4
+
+
+class TableModel(Predictor):
+    """Looks logits up by position; the codes are the table, rounded."""
+
+    def __init__(self, table: Any, *, kind: str = "torch-fq", extra: bytes = b"") -> None:
+        super().__init__()
+        self.table = np.asarray(table, dtype=np.float32)
+        self.kind = kind
+        self.extra = extra
+        self.calls = 0
+
+    @property
+    def digest(self) -> str:
+        return digest_bytes(self.table.tobytes() + self.extra)
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return {"runtime": "table", "optimisation_level": "none", "cpu_flags": ["none"], "threads": 1}
+
+    def logits(self, x: Any) -> Any:
+        self.calls += 1
+        return self.table[x[:, 0, 0, 0].astype(np.int64)]
+
+    def codes(self) -> Mapping[str, Any]:
+        finite = np.nan_to_num(self.table, nan=0.0, posinf=0.0, neginf=0.0)
+        return {"table.weight": np.clip(np.rint(finite * 10), -127, 127).astype(np.int8)}
+
+    def as_kind(self, kind: str) -> TableModel:
+        return TableModel(self.table, kind=kind, extra=self.extra)
+
+
+@dataclass(frozen=True)
+class FakeTask:
+    """What audits read of a task."""
+
+    name: str = "classification"
+
+
+@dataclass(frozen=True)
+class FakeReport:
+    """A parity report with a fixed verdict."""
+
+    verdict: str = "pass"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"verdict": self.verdict, "rows": [{"layer": "conv1", "max": 0}]}
+
+
+def make_dataset(*, per_train: int = 40, per_rest: int = 16, order: Any = None) -> Dataset:
+    """``per_train`` training samples a class and group, ``per_rest`` held-out and test ones; sorted by group."""
+    rows = [
+        (f"s{g}", c, part)
+        for g in range(GROUPS)
+        for c in range(CLASSES)
+        for part, n in (("train", per_train), ("heldout", per_rest), ("test", per_rest))
+        for _ in range(n)
+    ]
+    index = np.arange(len(rows)) if order is None else np.asarray(order)
+    return Dataset(
+        name="table",
+        x=index.astype(np.float32)[:, None, None, None],
+        y=np.array([rows[i][1] for i in index]),
+        ids=np.array([f"id{i:05d}" for i in index]),
+        part=np.array([rows[i][2] for i in index]),
+        group=np.array([rows[i][0] for i in index]),
+        class_names=tuple("abcde"),
+        preprocess=Preprocess(divisor=1.0),
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """Splits for ``group=s0`` and models whose behaviour on every set is known."""
+
+    dataset: Dataset
+    splits: Splits
+
+    def table(self, seed: int, **behaviour: tuple[float, float, float]) -> np.ndarray:
+        """Logits [N, C]. Per set (right, mean, sd): share of right answers, mean and sd of the top logit."""
+        rng = np.random.default_rng(seed)
+        z = rng.normal(0, 0.3, (len(self.dataset), CLASSES))
+        s = self.splits
+        sets = {"forget": [s.forget], "retain": [s.retain], "rest": [s.heldout, s.test]}
+        for extra in (s.forget_heldout, s.forget_test):
+            if extra is not None:
+                sets.setdefault("gone", []).append(extra)
+        for name, group in sets.items():
+            right, mean, sd = behaviour.get(name, behaviour["rest"])
+            for samples in group:
+                n = len(samples)
+                hit = np.zeros(n, bool)
+                hit[: round(right * n)] = True
+                rng.shuffle(hit)
+                y = samples.targets()
+                at = np.where(hit, y, (y + rng.integers(1, CLASSES, n)) % CLASSES)
+                z[samples.index, at] += np.maximum(2.0, rng.normal(mean, sd, n))
+        return z
+
+    def model(self, seed: int, kind: str = "torch-fq", **behaviour: tuple[float, float, float]) -> TableModel:
+        return TableModel(self.table(seed, **behaviour), kind=kind)
+
+    def near(self, model: TableModel, seed: int, flips: float = 0.02) -> TableModel:
+        """Another model that answers alike: a little noise everywhere, ``flips`` of the samples answered anew."""
+        rng = np.random.default_rng(seed)
+        z = model.table + rng.normal(0, 0.05, model.table.shape)
+        rows = rng.choice(len(z), round(flips * len(z)), replace=False)
+        z[rows] = z[rows][:, rng.permutation(CLASSES)]
+        return TableModel(z, kind=model.kind)
+
+    @property
+    def original(self) -> TableModel:
+        return self.model(1, forget=(1.0, 7, 1), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.8, 4, 1.5))
+
+    @property
+    def retrained(self) -> TableModel:
+        return self.model(2, forget=(0.7, 4, 1.5), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.7, 4, 1.5))
+
+    def context(self, before: Predictor, after: Predictor, reference: Predictor | None, **kw: Any) -> AuditContext:
+        return AuditContext(
+            **{
+                "before": before,
+                "after": after,
+                "reference": reference,
+                "reference_kind": "none" if reference is None else "retrained",
+                "splits": self.splits,
+                "task": FakeTask(),
+                "seed": 0,
+                **kw,
+            }
+        )
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    dataset = make_dataset()
+    return World(dataset, make_splits(dataset, Request.parse("group=s0"), seed=0))
+
+
+@pytest.fixture(scope="session")
+def lab() -> SimpleNamespace:
+    """The fakes by name, for tests that build their own world."""
+    return SimpleNamespace(
+        TableModel=TableModel, FakeTask=FakeTask, FakeReport=FakeReport, make_dataset=make_dataset, World=World
+    )

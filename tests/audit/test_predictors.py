@@ -1,0 +1,139 @@
+"""The three real predictors on one tiny network: same identity, same answers, nothing changed by reading."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qunlearn.audit import AUDITS, AuditContext, OnnxPredictor, OraclePredictor, TorchPredictor
+from qunlearn.data.dataset import Dataset, Preprocess
+from qunlearn.data.request import Request
+from qunlearn.data.splits import Splits, make_splits
+from qunlearn.errors import ArtefactError, ConfigError, UnsupportedError
+from qunlearn.models import build
+from qunlearn.quant import QuantSpec, lower, prepare, state_digest
+from qunlearn.tasks import Classification
+from qunlearn_export.writer import serialize
+
+SHAPE = (1, 12, 8)
+
+
+def blobs() -> Dataset:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(0, 60, (3, *SHAPE))
+    n = 360
+    y, group = np.arange(n) % 3, np.array([f"g{i // 3 % 4}" for i in range(n)])
+    x = np.clip(128 + centres[y] + rng.normal(0, 40, (n, *SHAPE)), 0, 255).astype(np.uint8)
+    part = np.array(["train", "train", "heldout", "test"])[np.arange(n) // 12 % 4]
+    return Dataset(
+        name="blobs", x=x, y=y, ids=np.arange(n), part=part, group=group, class_names=("a", "b", "c"),
+        preprocess=Preprocess(mean=(0.5,), std=(0.5,)),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """A dataset, its splits, and two quantized networks of different seeds with their files."""
+
+    splits: Splits
+    models: tuple[Any, Any]
+    files: tuple[bytes, bytes]
+
+
+@pytest.fixture(scope="module")
+def small() -> Small:
+    data = blobs()
+    splits = make_splits(data, Request.parse("group=g0"), seed=0)
+    example = torch.from_numpy(splits.retain.inputs())
+    models = tuple(
+        prepare(build("dscnn@8", in_shape=SHAPE, num_classes=3, seed=s), QuantSpec(), example).eval() for s in (0, 1)
+    )
+    files = tuple(serialize(lower(m)) for m in models)
+    return Small(splits, models, files)  # type: ignore[arg-type]
+
+
+def test_all_kinds_name_the_same_codes_and_nearly_the_same_answers(small: Small) -> None:
+    model, file = small.models[0], small.files[0]
+    torch_p, all_p, off_p, oracle_p = (
+        TorchPredictor(model), OnnxPredictor(file), OnnxPredictor(file, level="off"), OraclePredictor(file),
+    )  # fmt: skip
+    assert [p.kind for p in (torch_p, all_p, off_p, oracle_p)] == ["torch-fq", "onnx-all", "onnx-off", "oracle"]
+    assert len({p.codes_digest() for p in (torch_p, all_p, off_p, oracle_p)}) == 1
+    z = [p.on(small.splits.test) for p in (torch_p, all_p, off_p, oracle_p)]
+    assert np.array_equal(z[1], z[3])
+    scale = np.diff(np.unique(z[3])).min()
+    assert np.abs(z[0] - z[3]).max() <= 2.5 * scale
+    assert np.abs(z[2] - z[3]).max() <= 1.5 * scale
+    assert len({p.digest for p in (all_p, off_p, oracle_p)}) == 1
+    assert "onnxruntime" in all_p.meta["runtime"]
+    assert all_p.meta["optimisation_level"] == "all"
+
+
+def test_reading_changes_neither_state_nor_mode(small: Small) -> None:
+    model = small.models[0]
+    before = state_digest(model)
+    model.train()
+    p = TorchPredictor(model)
+    first = p.on(small.splits.forget)
+    assert model.training
+    p.forget_cache()
+    assert np.array_equal(p.on(small.splits.forget), first)
+    p.features(small.splits.forget.inputs(), ["penultimate"])
+    assert model.training
+    assert state_digest(model) == p.digest == before
+    model.eval()
+
+
+def test_features_of_the_last_layer(small: Small) -> None:
+    p = TorchPredictor(small.models[0])
+    x = small.splits.forget.inputs()
+    found = p.features(x, ["penultimate", "input"])
+    assert found["input"].shape == (len(x), int(np.prod(SHAPE)))
+    assert found["penultimate"].shape[0] == len(x)
+    assert found["penultimate"].dtype == np.float32
+    with pytest.raises(ConfigError, match="no_such_layer"):
+        p.features(x, ["no_such_layer"])
+    with pytest.raises(UnsupportedError, match="features"):
+        OnnxPredictor(small.files[0]).features(x, ["penultimate"])
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "oracle"])
+def test_audits_run_on_every_kind(kind: str, small: Small) -> None:
+    make: Any = {"torch": TorchPredictor, "onnx": OnnxPredictor, "oracle": OraclePredictor}[kind]
+    sources = small.models if kind == "torch" else small.files
+    before, after = (make(s) for s in sources)
+    ctx = AuditContext(before=before, after=after, reference=after, splits=small.splits, task=Classification(), seed=0)
+    for name in AUDITS:
+        result = AUDITS[name]()(ctx)
+        assert result.artefact["kind"] == before.kind
+        assert result.digests["model_after"] == after.digest != before.digest
+        assert result.artefact["codes_digest"] == TorchPredictor(small.models[1]).codes_digest()
+
+
+def test_unusable_sources_are_refused(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError):
+        OnnxPredictor(tmp_path / "missing.onnx")
+    with pytest.raises(ArtefactError):
+        OraclePredictor(b"not a model")
+    with pytest.raises(ConfigError, match="optimisation level"):
+        OnnxPredictor(small.files[0], level="basic")
+    with pytest.raises(ConfigError, match="onnx-all"):
+        TorchPredictor(small.models[0], kind="onnx-all")
+    with pytest.raises(UnsupportedError, match="float input"):
+        OnnxPredictor(serialize(lower(small.models[0]), io="int8"))
+    plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(int(np.prod(SHAPE)), 3))
+    with pytest.raises(UnsupportedError, match="no codes"):
+        TorchPredictor(plain).codes()
+    with pytest.raises(UnsupportedError, match="names its features"):
+        TorchPredictor(plain).features(small.splits.forget.inputs(), ["penultimate"])
+
+
+def test_a_model_for_other_data_is_refused(small: Small) -> None:
+    plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(int(np.prod(SHAPE)), 7))
+    with pytest.raises(ArtefactError, match="3 classes"):
+        TorchPredictor(plain).on(small.splits.forget)
