@@ -190,9 +190,7 @@ def _conv(layer: g.Conv, x: Codes, zero: int) -> NDArray[np.int64]:
     half = len(layer.pads) // 2
     (top, left), (bottom, right) = lift(layer.pads[:half], 0), lift(layer.pads[half:], 0)
     kind = _exact_type(w, (1, 2, 3))
-    real = np.pad(
-        x.transpose(0, 2, 3, 1).astype(kind) - kind(zero), ((0, 0), (top, bottom), (left, right), (0, 0))
-    )
+    real = np.pad(x.transpose(0, 2, 3, 1).astype(kind) - kind(zero), ((0, 0), (top, bottom), (left, right), (0, 0)))
     k, per_group, kh, kw = w.shape
     oh = (real.shape[1] - dh * (kh - 1) - 1) // sh + 1
     ow = (real.shape[2] - dw * (kw - 1) - 1) // sw + 1

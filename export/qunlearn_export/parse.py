@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ ATTRIBUTES: dict[str, frozenset[str]] = {
 """The operator and attribute subset (artefact_onnx 2.3)."""
 
 
-class _Mismatch(Exception):
+class _MismatchError(Exception):
     """A node does not fit the pattern; carries the check's code."""
 
     def __init__(self, code: str, where: str, message: str) -> None:
@@ -54,7 +54,7 @@ def parse(model: onnx.ModelProto, meta: dict[str, Any]) -> Parsed:
     out = Parsed()
     try:
         out.graph = _Matcher(model, out.findings).graph(meta)
-    except _Mismatch as err:
+    except _MismatchError as err:
         out.findings.append(err.finding)
     return out
 
@@ -74,90 +74,104 @@ class _Matcher:
         self.activations: dict[str, g.Activation] = {}
 
     def graph(self, meta: dict[str, Any]) -> g.Graph:
+        """Float input and output, or both int8 (no first QuantizeLinear, no last DequantizeLinear)."""
+        source, sink = self.proto.input[0], self.proto.output[0]
+        coded = source.type.tensor_type.elem_type == onnx.TensorProto.INT8
         quantizers = [n for n in self.proto.node if n.op_type == "QuantizeLinear"]
-        if not quantizers or quantizers[0].input[0] != self.proto.input[0].name:
-            raise _Mismatch("S4", "input", "the graph input is not quantized first")
-        self._activation(quantizers[0], g_name="input", owner="input")
-        layers = [self._layer(q) for q in quantizers[1:]]
-        last = self.by_output.get(self.proto.output[0].name)
-        if last is None or last.op_type != "DequantizeLinear" or last.input[0] not in self.tensor_of:
-            raise _Mismatch("S12", "output", "the output is not a float from DequantizeLinear")
-        output = self._source(last, "output")
-        left = [n.name for n in self.proto.node if n.name not in self.used]
+        if coded:
+            readers = (n for n in self.proto.node if n.op_type == "DequantizeLinear" and n.input[0] == source.name)
+            reader = next(readers, None)
+            if reader is None:
+                raise _MismatchError("S4", "input", "the int8 graph input is not dequantized")
+            self._activation(source.name, reader.input[1], reader.input[2], g_name="input", where="input")
+        else:
+            if not quantizers or quantizers[0].input[0] != source.name:
+                raise _MismatchError("S4", "input", "the graph input is not quantized first")
+            first = quantizers.pop(0)
+            self._activation(first.output[0], first.input[1], first.input[2], g_name="input", where="input")
+            self.used.add(first.output[0])
+        layers = [self._layer(q) for q in quantizers]
+        last = self.by_output.get(sink.name)
+        want = "QuantizeLinear" if coded else "DequantizeLinear"
+        if last is None or last.op_type != want or (not coded and last.input[0] not in self.tensor_of):
+            raise _MismatchError("S12", "output", f"the output does not come from {want}")
+        output = self.tensor_of[sink.name] if coded else self._source(last, "output")
+        left = [n.name for n in self.proto.node if n.output[0] not in self.used]
         if left:
-            raise _Mismatch("S4", left[0], f"{len(left)} nodes are outside every quantized layer")
+            raise _MismatchError("S4", left[0], f"{len(left)} nodes are outside every quantized layer")
         return g.Graph(activations=self.activations, layers=tuple(layers), input="input", output=output, meta=meta)
 
     def _const(self, name: str, kind: str, where: str) -> NDArray[Any]:
         value = self.constants.get(name)
         if value is None or value.dtype.name != kind:
-            raise _Mismatch("S4", where, f"{name} is not a constant of type {kind}")
+            raise _MismatchError("S4", where, f"{name} is not a constant of type {kind}")
         return value
 
-    def _activation(self, q: onnx.NodeProto, *, g_name: str, owner: str, like: tuple[int, ...] | None = None) -> None:
-        scale, zero = self._const(q.input[1], "float32", q.name), self._const(q.input[2], "int8", q.name)
-        if scale.ndim or zero.ndim:
-            raise _Mismatch("S4", q.name, "an activation has one scale and one zero point")
-        shape = self.shapes.get(q.output[0])
+    def _scalar(self, name: str, kind: str, where: str) -> Any:
+        value = self._const(name, kind, where)
+        if value.ndim:
+            raise _MismatchError("S4", where, "an activation has one scale and one zero point")
+        return value[()]
+
+    def _activation(self, tensor: str, scale: str, zero: str, *, g_name: str, where: str) -> None:
+        shape = self.shapes.get(tensor)
         if shape is None:
-            raise _Mismatch("S11", q.name, "no shape is recorded")
+            raise _MismatchError("S11", where, "no shape is recorded")
         self.activations[g_name] = g.Activation(
-            name=g_name, shape=shape[1:], scale=np.float32(scale), zero_point=int(zero)
+            name=g_name,
+            shape=shape[1:],
+            scale=np.float32(self._scalar(scale, "float32", where)),
+            zero_point=int(self._scalar(zero, "int8", where)),
         )
-        self.tensor_of[q.output[0]] = g_name
-        self.used.add(q.name)
+        self.tensor_of[tensor] = g_name
 
     def _source(self, dq: onnx.NodeProto, where: str) -> str:
         """Activation that a DequantizeLinear of a layer's input reads; its grid must be that of the producer."""
-        if dq.op_type != "DequantizeLinear" or dq.input[0] not in self.tensor_of:
-            raise _Mismatch("S4", where, "an operand is not a dequantized tensor")
+        if dq.op_type != "DequantizeLinear" or dq.input[0] not in self.tensor_of or dq.attribute:
+            raise _MismatchError("S4", where, "an operand is not a dequantized tensor")
         name = self.tensor_of[dq.input[0]]
         a = self.activations[name]
-        scale, zero = self._const(dq.input[1], "float32", where), self._const(dq.input[2], "int8", where)
-        if np.float32(scale) != a.scale or int(zero) != a.zero_point:
-            raise _Mismatch("S4", where, "quantize and dequantize of one tensor differ in scale or zero point")
-        self.used.add(dq.name)
+        scale, zero = self._scalar(dq.input[1], "float32", where), self._scalar(dq.input[2], "int8", where)
+        if scale.tobytes() != a.scale.tobytes() or int(zero) != a.zero_point:
+            raise _MismatchError("S4", where, "quantize and dequantize of one tensor differ in scale or zero point")
+        self.used.add(dq.output[0])
         return name
 
     def _node(self, tensor: str, where: str) -> onnx.NodeProto:
         node = self.by_output.get(tensor)
         if node is None:
-            raise _Mismatch("S4", where, f"{tensor} is not computed by a node")
+            raise _MismatchError("S4", where, f"{tensor} is not computed by a node")
         return node
 
     def _layer(self, q: onnx.NodeProto) -> g.AnyLayer:
         if not q.name.endswith("/q"):
-            raise _Mismatch("S4", q.name, "a quantizer is not named <module>/q")
+            raise _MismatchError("S4", q.name, "a quantizer is not named <module>/q")
         name = q.name[:-2]
         node = self._node(q.input[0], name)
         relu, clip = False, None
         if node.op_type == "Clip":
             low, high = (self._const(i, "float32", name) for i in node.input[1:3])
-            if float(low) != 0.0 or not float(high) > 0.0:
-                raise _Mismatch("S3", name, "Clip is not Clip(0, c) with c > 0")
-            relu, clip = True, np.float32(high)
-            self.used.add(node.name)
+            if low.ndim or high.ndim or low != 0.0 or not (np.isfinite(high) and high > 0.0):
+                raise _MismatchError("S3", name, "Clip is not Clip(0, c) with c > 0")
+            relu, clip = True, np.float32(high[()])
+            self.used.add(node.output[0])
             node = self._node(node.input[0], name)
         elif node.op_type == "Relu":
             relu = True
-            self.used.add(node.name)
+            self.used.add(node.output[0])
             node = self._node(node.input[0], name)
         out = f"{name}.out"
         common: dict[str, Any] = {"name": name, "output": out, "relu": relu, "clip": clip}
         if node.op_type == "DequantizeLinear":
             layer: g.AnyLayer = g.Requant(inputs=(self._source(node, name),), **common)
         else:
-            self.used.add(node.name)
+            self.used.add(node.output[0])
             layer = self._operator(node, common)
-        self._activation(q, g_name=out, owner=name)
-        bits = 8
+        self._activation(q.output[0], q.input[1], q.input[2], g_name=out, where=name)
+        self.used.add(q.output[0])
         if clip is not None:
-            hi = int(np.rint(np.divide(clip, self.activations[out].scale, dtype=np.float32)))
-            bits = next((b for b in range(1, 8) if hi == 2**b - 1 and clip == np.float32(np.float32(hi) * self.activations[out].scale)), 8)
-        a = self.activations[out]
-        self.activations[out] = g.Activation(
-            name=out, shape=a.shape, scale=a.scale, zero_point=a.zero_point, bits=bits
-        )
+            a = self.activations[out]
+            self.activations[out] = replace(a, bits=_bits(clip, a.scale))
         self._check_grid(layer)
         return layer
 
@@ -178,7 +192,7 @@ class _Matcher:
         attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if op == "Add" and self._node(node.input[0], name).op_type == "MatMul":
             product = self._node(node.input[0], name)
-            self.used.add(product.name)
+            self.used.add(product.output[0])
             return self._matmul(product, self._node(node.input[1], name), common)
         match op:
             case "Conv" | "Gemm":
@@ -191,16 +205,20 @@ class _Matcher:
             "GlobalAveragePool": lambda: g.GlobalAveragePool(**common),
             "Concat": lambda: g.Concat(**common),
             "Flatten": lambda: g.Flatten(**common),
-            "MaxPool": lambda: g.MaxPool(**_window(attrs), **common),
+            "MaxPool": lambda: g.MaxPool(**_window(attrs, name), **common),
             "AveragePool": lambda: g.AveragePool(
-                **_window(attrs), count_include_pad=bool(attrs.get("count_include_pad", 0)), **common
+                **_window(attrs, name), count_include_pad=bool(attrs.get("count_include_pad", 0)), **common
             ),
             "Reshape": lambda: g.Reshape(
                 shape=tuple(int(d) for d in self._const(node.input[1], "int64", name)[1:]), **common
             ),
         }
+        if op in ("Concat", "Flatten") and attrs.get("axis") != 1:
+            raise _MismatchError("S3", name, f"{op} is not along axis 1")
+        if attrs.get("count_include_pad", 0) not in (0, 1):
+            raise _MismatchError("S3", name, "count_include_pad is not 0 or 1")
         if op not in make:
-            raise _Mismatch("S3", name, f"{op} does not stand between dequantize and quantize")
+            raise _MismatchError("S3", name, f"{op} does not stand between dequantize and quantize")
         return make[op]()
 
     def _data_inputs(self, node: onnx.NodeProto) -> list[str]:
@@ -214,13 +232,17 @@ class _Matcher:
         common |= {"inputs": (source,), "weight": weight, "weight_scale": scale, "bias": bias}
         if node.op_type == "Gemm":
             if attrs.get("transB") != 1:
-                raise _Mismatch("S3", name, "Gemm without transB = 1")
+                raise _MismatchError("S3", name, "Gemm without transB = 1")
             return g.Gemm(**common)
+        if _ints(attrs, "kernel_shape", name) != weight.shape[2:]:
+            raise _MismatchError("S3", name, "kernel_shape is not that of the weights")
+        if not isinstance(attrs.get("group"), int):
+            raise _MismatchError("S3", name, "attribute group is missing")
         return g.Conv(
-            strides=tuple(attrs["strides"]),
-            pads=tuple(attrs["pads"]),
-            dilations=tuple(attrs["dilations"]),
-            group=int(attrs["group"]),
+            strides=_ints(attrs, "strides", name),
+            pads=_ints(attrs, "pads", name),
+            dilations=_ints(attrs, "dilations", name),
+            group=attrs["group"],
             **common,
         )
 
@@ -251,8 +273,8 @@ class _Matcher:
 
     def _parameters(self, dq: onnx.NodeProto, kind: str, axis: int, name: str) -> tuple[Any, Any, Any]:
         if dq.op_type != "DequantizeLinear" or len(dq.input) != 3:
-            raise _Mismatch("S4", name, "a parameter does not come from DequantizeLinear with a zero point")
-        self.used.add(dq.name)
+            raise _MismatchError("S4", name, "a parameter does not come from DequantizeLinear with a zero point")
+        self.used.add(dq.output[0])
         found = next((int(a.i) for a in dq.attribute if a.name == "axis"), 1)
         codes = self._const(dq.input[0], kind, name)
         if found != axis:
@@ -260,5 +282,21 @@ class _Matcher:
         return codes, self._const(dq.input[1], "float32", name), self._const(dq.input[2], kind, name)
 
 
-def _window(attrs: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(attrs[n]) for k, n in (("kernel", "kernel_shape"), ("strides", "strides"), ("pads", "pads"))}
+def _ints(attrs: dict[str, Any], key: str, name: str) -> tuple[int, ...]:
+    value = attrs.get(key)
+    if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
+        raise _MismatchError("S3", name, f"attribute {key} is missing or not a list of integers")
+    return tuple(value)
+
+
+def _window(attrs: dict[str, Any], name: str) -> dict[str, Any]:
+    pairs = (("kernel", "kernel_shape"), ("strides", "strides"), ("pads", "pads"))
+    return {key: _ints(attrs, attribute, name) for key, attribute in pairs}
+
+
+def _bits(clip: np.float32, scale: np.float32) -> int:
+    """Bits of an activation behind Clip(0, (2^b - 1) scale); 8 for any other clip."""
+    for bits in range(1, 8):
+        if clip == np.multiply(np.float32(2**bits - 1), scale, dtype=np.float32):
+            return bits
+    return 8

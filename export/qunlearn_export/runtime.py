@@ -26,7 +26,19 @@ SIGNED = "session.qdqisint8allowed"
 MATMULNBITS = "session.qdq_matmulnbits_accuracy_level"
 MAX_BYTES = 256 * 2**20
 LEVELS = ("all", "off", "extended")
-_FLAGS = ("avx", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+_FLAGS = (
+    "avx",
+    "avx2",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +80,9 @@ def read_bytes(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYT
     if isinstance(file, bytes):
         data = file
         if len(data) > max_bytes:
-            raise ArtefactError(f"the model has {len(data)} bytes, more than {max_bytes}.", remedy="Give a smaller one.")
+            raise ArtefactError(
+                f"the model has {len(data)} bytes, more than {max_bytes}.", remedy="Give a smaller one."
+            )
         return data
     path = Path(file)
     try:

@@ -73,9 +73,9 @@ def detie_scale(layer: g.AnyLayer, graph: g.Graph) -> np.float32:
 
 
 def _differ(real: NDArray[np.float32], codes: NDArray[np.int8], out: g.Activation, lo: int, hi: int) -> float:
-    standard = np.clip(
-        np.rint(np.divide(real, F32(out.scale), dtype=np.float32)) + F32(out.zero_point), lo, hi
-    ).astype(np.int8)
+    standard = np.clip(np.rint(np.divide(real, F32(out.scale), dtype=np.float32)) + F32(out.zero_point), lo, hi).astype(
+        np.int8
+    )
     return float((standard != codes).mean())
 
 

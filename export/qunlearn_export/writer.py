@@ -25,7 +25,12 @@ from qunlearn_export.ties import Tie, ties
 OPSET, IR_VERSION = 17, 8
 FORMAT = f"int8-qdq/{g.FORMAT_VERSION}"
 LOGITS = "logits"
-_TYPES = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "int8": TensorProto.INT8,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+}
 
 
 class _Builder:
@@ -35,12 +40,18 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.values: list[onnx.ValueInfoProto] = []
+        self.reals = 0
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
         tensor = helper.make_tensor(name, _TYPES[value.dtype.name], value.shape, little.tobytes(), raw=True)
         self.initializers.setdefault(name, tensor)
         return name
+
+    def real(self) -> str:
+        """A short name for the next float tensor: names of intermediates are a large part of a small file."""
+        self.reals += 1
+        return f"t{self.reals}"
 
     def node(
         self, op: str, name: str, inputs: Sequence[str], out: str, kind: int, shape: Sequence[Any], **attrs: Any
@@ -68,7 +79,9 @@ def to_model(graph: g.Graph, *, io: str = "float") -> onnx.ModelProto:
         coded[graph.input] = "input"
         source = helper.make_tensor_value_info("input", TensorProto.INT8, ["N", *first.shape])
     for layer in graph.layers:
-        reals = [_dequantize(b, coded[t], owner[t], layer.name, graph.activations[t], i) for i, t in enumerate(layer.inputs)]
+        reals = [
+            _dequantize(b, coded[t], owner[t], layer.name, graph.activations[t], i) for i, t in enumerate(layer.inputs)
+        ]
         out = graph.activations[layer.output]
         real = _operator(b, layer, reals, graph)
         real = _clamp(b, layer, real, out)
@@ -123,9 +136,7 @@ def _grid(b: _Builder, owner: str, a: g.Activation) -> tuple[str, str]:
 
 def _quantize(b: _Builder, owner: str, real: str, a: g.Activation) -> str:
     scale, zero = _grid(b, owner, a)
-    return b.node(
-        "QuantizeLinear", f"{owner}/q", [real, scale, zero], f"{owner}.q", TensorProto.INT8, ["N", *a.shape]
-    )
+    return b.node("QuantizeLinear", f"{owner}/q", [real, scale, zero], f"{owner}.q", TensorProto.INT8, ["N", *a.shape])
 
 
 def _dequantize(
@@ -133,7 +144,7 @@ def _dequantize(
 ) -> str:
     scale, zero = _grid(b, owner, a)
     tail = f"{consumer}.{position}" if position else consumer
-    name = out or f"{owner}.dq.{tail}"
+    name = out or b.real()
     return b.node(
         "DequantizeLinear", f"{owner}/dq.{tail}", [coded, scale, zero], name, TensorProto.FLOAT, ["N", *a.shape]
     )
@@ -147,7 +158,9 @@ def _weights(b: _Builder, layer: g.Weighted, graph: g.Graph, axis: int) -> tuple
         b.constant(f"{n}.weight_scale", scale),
         b.constant(f"{n}.weight_zp", np.zeros(len(scale), dtype=np.int8)),
     ]
-    w = b.node("DequantizeLinear", f"{n}/dq.weight", inputs, f"{n}.weight.dq", TensorProto.FLOAT, layer.weight.shape, axis=axis)
+    w = b.node(
+        "DequantizeLinear", f"{n}/dq.weight", inputs, b.real(), TensorProto.FLOAT, layer.weight.shape, axis=axis
+    )
     if layer.bias is None:
         return w, None
     x = graph.activations[layer.inputs[0]]
@@ -156,7 +169,9 @@ def _weights(b: _Builder, layer: g.Weighted, graph: g.Graph, axis: int) -> tuple
         b.constant(f"{n}.bias_scale", g.bias_scale(x.scale, scale)),
         b.constant(f"{n}.bias_zp", np.zeros(len(scale), dtype=np.int32)),
     ]
-    bias = b.node("DequantizeLinear", f"{n}/dq.bias", inputs, f"{n}.bias.dq", TensorProto.FLOAT, layer.bias.shape, axis=0)
+    bias = b.node(
+        "DequantizeLinear", f"{n}/dq.bias", inputs, b.real(), TensorProto.FLOAT, layer.bias.shape, axis=0
+    )
     return w, bias
 
 
@@ -164,9 +179,8 @@ def _operator(b: _Builder, layer: g.AnyLayer, reals: list[str], graph: g.Graph) 
     n = layer.name
     shape = ["N", *graph.activations[layer.output].shape]
 
-    def emit(op: str, inputs: list[str], out: str | None = None, **attrs: Any) -> str:
-        word = op.lower()
-        return b.node(op, f"{n}/{word}", inputs, out or f"{n}.{word}", TensorProto.FLOAT, shape, **attrs)
+    def emit(op: str, inputs: list[str], **attrs: Any) -> str:
+        return b.node(op, f"{n}/{op.lower()}", inputs, b.real(), TensorProto.FLOAT, shape, **attrs)
 
     match layer:
         case g.Conv():
@@ -220,9 +234,9 @@ def _clamp(b: _Builder, layer: g.AnyLayer, real: str, a: g.Activation) -> str:
     if layer.clip is not None:
         low = b.constant(f"{n}.clip_min", np.asarray(0, dtype=np.float32))
         high = b.constant(f"{n}.clip_max", np.asarray(layer.clip, dtype=np.float32))
-        return b.node("Clip", f"{n}/clip", [real, low, high], f"{n}.clip", TensorProto.FLOAT, shape)
+        return b.node("Clip", f"{n}/clip", [real, low, high], b.real(), TensorProto.FLOAT, shape)
     if layer.relu:
-        return b.node("Relu", f"{n}/relu", [real], f"{n}.relu", TensorProto.FLOAT, shape)
+        return b.node("Relu", f"{n}/relu", [real], b.real(), TensorProto.FLOAT, shape)
     return real
 
 

@@ -39,10 +39,14 @@ class HasJson(Protocol):
 
 
 class ParityEvidence(HasJson, Protocol):
-    """What the parity gate reads of a parity report: its verdict (pass, fail, inconclusive) and its table."""
+    """What the parity gate reads of a parity report: its verdict (pass, fail, inconclusive), the digest of the file it
+    was made on, and its table."""
 
     @property
     def verdict(self) -> str: ...
+
+    @property
+    def file_digest(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +87,15 @@ class AuditContext:
             bad.append(f"subject {self.subject!r} is none of {', '.join(SUBJECTS)}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             bad.append(f"seed {self.seed!r} is not a whole number >= 0")
+        if self.parity is not None and len(kinds) == 1 and _ships(self.kind):
+            digest = self.after.digest
+            if self.parity.file_digest != digest:
+                bad.append(f"the parity report is of file {self.parity.file_digest[:12]}, not of {digest[:12]}")
         if bad:
             raise ConfigError(
                 f"audit context: {'; '.join(bad)}.",
-                remedy="Give before, after and reference as one artefact kind, or declare reference_kind='none'.",
+                remedy="Give before, after and reference as one artefact kind, or declare reference_kind='none'; "
+                "give the parity report of the audited file.",
             )
 
     @property

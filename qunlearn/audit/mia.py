@@ -30,7 +30,7 @@ from qunlearn.data.splits import Splits
 from qunlearn.errors import DataError, MissingDependencyError
 
 SVC_C, SVC_GAMMA = 3.0, 1.0
-MAX_N = 2000
+MAX_N = 1000
 FPR, FPR_MIN_N = 0.01, 1000
 _FLAT = 1e-12
 

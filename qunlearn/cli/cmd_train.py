@@ -18,7 +18,9 @@ qunlearn train --data kws --model dscnn -o runs/base
 qunlearn train --data kws --model dscnn --exclude group=theo -o runs/without
 """,
 )
-@click.option("--data", "source", required=True, help="kws, digits, cifar10, a .npz file, an image folder, or module:function.")
+@click.option(
+    "--data", "source", required=True, help="kws, digits, cifar10, a .npz file, a folder, or module:function."
+)
 @click.option("--model", "name", required=True, help="dscnn, resnet8, resnet18, mobilenetv2, or module:function.")
 @click.option("--bits", default="w8a8", show_default=True, help="w8a8, w4a8, w4a4 or w2a2.")
 @click.option("--weight-range", default="8bit", show_default=True, help="8bit or 7bit weight codes.")
@@ -29,7 +31,7 @@ qunlearn train --data kws --model dscnn --exclude group=theo -o runs/without
 @click.option("--reference-card", is_flag=True, help="Also train one network per left-out group and keep their values.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Run folder to write.")
-def command(  # noqa: PLR0913
+def command(
     settings: Settings,
     source: str,
     name: str,
@@ -61,18 +63,29 @@ def command(  # noqa: PLR0913
     seconds = ws.train_model(
         model, samples, recipe, seed=seed, label="training", settings=settings, state_file=state, resume=resume
     )
-    card = None
     if reference_card:
-        card = ws.reference_card(settings, dataset, name, spec, recipe, seed=seed, folder=folder, resume=resume)
+        card = ws.reference_card(
+            settings,
+            dataset,
+            name,
+            spec,
+            recipe,
+            seed=seed,
+            folder=folder,
+            resume=resume,
+            model_digest=quant.state_digest(model),
+        )
         card.save(folder / ws.CARD)
+    trained, heldout = ws.metrics_of(model, samples), ws.metrics_of(model, dataset.samples("heldout"))
+    codes = quant.codes_digest(model)
     result = {
-        "train": ws.metrics_of(model, samples),
-        "heldout": ws.metrics_of(model, dataset.samples("heldout")),
+        "train": trained,
+        "heldout": heldout,
         "samples": len(samples),
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": seconds,
         "model_digest": quant.state_digest(model),
-        "codes_digest": quant.codes_digest(model),
+        "codes_digest": codes,
     }
     config = ws.run_config(
         name,
@@ -91,8 +104,8 @@ def command(  # noqa: PLR0913
     state.unlink(missing_ok=True)
     settings.result(
         {**result, "run": str(folder)},
-        f"{name} {spec.name} on {dataset.title or dataset.name}: train {100 * result['train']['accuracy']:.1f} %, "
-        f"held-out {100 * result['heldout']['accuracy']:.1f} %, {seconds:.0f} s\n"
-        f"run {folder}   codes {result['codes_digest'][:16]}",
+        f"{name} {spec.name} on {dataset.title or dataset.name}: train {100 * trained['accuracy']:.1f} %, "
+        f"held-out {100 * heldout['accuracy']:.1f} %, {seconds:.0f} s\n"
+        f"run {folder}   codes {codes[:16]}",
     )
     return 0

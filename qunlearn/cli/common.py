@@ -141,3 +141,21 @@ def parse_assignments(pairs: tuple[str, ...]) -> dict[str, str]:
             raise ConfigError(f"--set {key} is given twice.", remedy="Give it once.")
         out[key] = value
     return out
+
+
+def first_line(item: object) -> str:
+    """The first sentence of a docstring."""
+    return (item.__doc__ or "").strip().splitlines()[0]
+
+
+def columns(rows: list[tuple[str, str]]) -> str:
+    """Two aligned columns."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def parameter_text(p: Mapping[str, Any]) -> str:
+    """One hyper-parameter: default, unit, range, what it is."""
+    unit = f" {p['unit']}" if p.get("unit") else ""
+    span = f" ({p['range']})" if p.get("range") else ""
+    return f"{p['default']}{unit}{span}  {p['doc']}"

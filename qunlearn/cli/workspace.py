@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ from qunlearn.cli.common import Settings
 from qunlearn.data import sources
 from qunlearn.data.dataset import Dataset, Preprocess, Samples
 from qunlearn.data.request import Request
-from qunlearn.data.splits import training_samples
+from qunlearn.data.splits import Splits, training_samples
 from qunlearn.errors import ArtefactError, ConfigError, DataError
-from qunlearn.unlearn.stopping import ReferenceCard
-from qunlearn_export.files import canonical_json, write_atomic
+from qunlearn.unlearn import GroupValue, ReferenceCard, checkpoint, group_values
+from qunlearn_export.files import write_atomic
 
-RESULT, TRACE, CARD, REQUEST_STATE = "result.json", "trace.jsonl", "card.json", "train.state"
+RESULT, CARD = "result.json", "card.json"
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "kws": {"epochs": 12, "batch_size": 64, "lr": 0.05},
+    "kws": {"epochs": 16, "batch_size": 64, "lr": 0.05},
     "digits": {"epochs": 20, "batch_size": 64, "lr": 0.05},
     "cifar10": {"epochs": 20, "batch_size": 128, "lr": 0.1},
 }
@@ -135,11 +135,6 @@ def metrics_of(model: quant.QuantModel, samples: Samples) -> dict[str, float]:
     return task.metrics(logits, task.batch(samples, np.arange(len(samples))))
 
 
-def left_out_metrics(model: quant.QuantModel, dataset: Dataset, request: Request, seed: int) -> dict[str, float]:
-    """Accuracy and confidence on the training samples that ``request`` selects."""
-    return metrics_of(model, Samples(dataset, request.select(dataset, seed)))
-
-
 def reference_card(
     settings: Settings,
     dataset: Dataset,
@@ -150,7 +145,7 @@ def reference_card(
     seed: int,
     folder: Path,
     resume: bool,
-    groups: Iterable[str] | None = None,
+    model_digest: str,
     keep: Callable[[str, quant.QuantModel, float], None] | None = None,
 ) -> ReferenceCard:
     """Train one network per group without that group and record its values on the group left out.
@@ -161,42 +156,76 @@ def reference_card(
         raise DataError(
             f"data set {dataset.name!r} has no groups.", remedy="A reference card needs a group column; leave it out."
         )
-    values: dict[str, dict[str, float]] = {}
-    names = list(groups) if groups is not None else list(dataset.group_names)
+    values: dict[str, GroupValue] = {}
+    names = dataset.group_names
     for i, group in enumerate(names):
-        done = folder / f"card.{i}.json"
+        done, state = folder / f"card.{i}.json", folder / f"card.{i}.state"
+        if resume and done.exists() and keep is None:
+            values[group] = GroupValue(**read_json(done))
+            continue
         request = Request("group", (group,))
         model = build_model(name, dataset, spec, seed=reference_seed(seed))
-        if resume and done.exists() and keep is None:
-            values[group] = json.loads(done.read_text())
-            continue
-        state = folder / f"card.{i}.state"
         seconds = train_model(
             model,
             training_samples(dataset, request, seed),
             recipe,
             seed=reference_seed(seed),
-            label=f"reference {i + 1}/{len(names)}",
+            label=f"reference {i + 1} of {len(names)}",
             settings=settings,
             state_file=state,
             resume=resume,
         )
-        values[group] = left_out_metrics(model, dataset, request, seed)
-        write_atomic(done, canonical_json(values[group]).encode())
+        left_out = Samples(dataset, request.select(dataset, seed))
+        values |= group_values(model, tasks.get("classification"), left_out)
+        write_json(done, asdict(values[group]))
         state.unlink(missing_ok=True)
         if keep is not None:
             keep(group, model, seconds)
     for i in range(len(names)):
         (folder / f"card.{i}.json").unlink(missing_ok=True)
-    return ReferenceCard(
-        accuracy={g: v["accuracy"] for g, v in values.items()},
-        confidence={g: v["confidence"] for g, v in values.items()},
-    )
+    return ReferenceCard(groups=values, model_digest=model_digest, seed=seed)
 
 
 def reference_seed(seed: int) -> int:
     """Seed of a retrained network beside an original of ``seed``: another start and another order of the data."""
     return seed + 1000
+
+
+def accuracies(model: quant.QuantModel, splits: Splits) -> dict[str, float]:
+    """Accuracy of the fake-quantized network on forget, retain and held-out data (the test part stays closed)."""
+    sets = {"forget": splits.forget, "retain": splits.retain, "heldout": splits.heldout}
+    return {name: metrics_of(model, samples)["accuracy"] for name, samples in sets.items()}
+
+
+def step_progress(update: Callable[[int, str], None]) -> Callable[[int, int, Mapping[str, Any]], None]:
+    """Adapt a progress display to the callback of an unlearning run."""
+
+    def report(step: int, total: int, row: Mapping[str, Any]) -> None:
+        loss = row.get("L_f", row.get("loss"))
+        update(step, f"of at most {total} steps" + (f", loss {loss:.3f}" if isinstance(loss, float) else ""))
+
+    return report
+
+
+def unlearn_text(value: Mapping[str, Any], folder: Path) -> str:
+    """The result of an unlearning run for the terminal."""
+    before, after, changes = value["before"], value["after"], value["changes"]
+    lines = [f"{value['method']}: {value['request']['text']}, {value['seconds']:.1f} s, {value['passes']:.2f} passes"]
+    lines += [f"  {n:<8} {100 * before[n]:6.1f} % -> {100 * after[n]:6.1f} %" for n in before]
+    share = f"{100 * changes['share']:.2f} %"
+    lines.append(f"  codes changed: {changes['codes_changed']:,} of {changes['codes']:,} ({share})")
+    shown = ("guarantee", "stop_reason", "stop_verdict")
+    lines += [f"  {k}: {v}" for k, v in value["fields"].items() if k in shown]
+    lines += [f"  warning: {w}" for w in value["warnings"]]
+    errors = [f for f in value["degenerate"] if f["level"] == "error"]
+    lines += [f"  error: {f['code']} {f['where']}: {f['message']}" for f in errors]
+    return "\n".join([*lines, f"run {folder}"])
+
+
+def drop_state(folder: Path) -> None:
+    """Remove the files that only an interrupted run needs."""
+    for name in (checkpoint.NAME, checkpoint.LAST_GOOD):
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

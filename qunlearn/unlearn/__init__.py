@@ -32,7 +32,8 @@ def register(cls: type[Unlearner]) -> type[Unlearner]:
     if inspect.isabstract(cls):
         problems.append("it is abstract")
     params = getattr(cls, "__dataclass_params__", None)
-    if params is None or not params.frozen or not params.kw_only or "__dataclass_fields__" not in cls.__dict__:
+    fields = cls.__dict__.get("__dataclass_fields__", {})
+    if params is None or not params.frozen or not fields or not all(f.kw_only for f in dataclasses.fields(cls)):
         problems.append("it is not a frozen, keyword-only dataclass")
     else:
         for h in hypers(cls).values():

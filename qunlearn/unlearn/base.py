@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
 import torch
+from qunlearn_export.files import canonical_json, write_atomic
 
 from qunlearn.data.splits import Splits
 from qunlearn.errors import ConfigError, DataError, InvariantError, NotYetError, UnsupportedError, VerificationError
+from qunlearn.fingerprint import code_digest, config_digest
 from qunlearn.quant import QuantModel, code_changes, codes_digest, lower, scale_parameter_names
 from qunlearn.quant.state import state_digest
 from qunlearn.tasks.base import Task
 from qunlearn.unlearn import checkpoint
 from qunlearn.unlearn.card import ReferenceCard
 from qunlearn.unlearn.context import Context, Data, Progress, UnlearnResult
-from qunlearn.unlearn.digests import code_digest, config_digest, data_digest
+from qunlearn.unlearn.digests import data_digest
 from qunlearn.unlearn.hyper import hyper, hypers, parse_settings
 from qunlearn.unlearn.modes import BN_MODES, statistics_names
 from qunlearn.unlearn.stopping import KINDS, parse_bounds
-from qunlearn_export.files import canonical_json, write_atomic
 
 SHIPS = ("codes", "adapter")
 
@@ -106,7 +107,7 @@ class Unlearner(ABC):
         if getattr(self, "lr", None) == "auto":
             raise NotYetError(
                 "lr='auto' is not offered yet.",
-                remedy=f"Give a number; start from the default {hypers(type(self))['lr'].default:g} and compare two runs.",
+                remedy=f"Give a number; start from the default {hypers(type(self))['lr'].default:g}, compare two runs.",
             )
 
     @final
@@ -127,8 +128,8 @@ class Unlearner(ABC):
         """Unlearn ``splits.forget`` from a copy of ``model`` and check the outcome.
 
         ``request_kind`` is ``random``, ``ids``, ``group`` or ``class``; ``card`` the model's reference card. Of the
-        splits only ``forget``, ``retain`` and ``heldout_stop`` are read. With ``run_dir`` (an existing folder) the state
-        is saved every ``checkpoint_every`` steps; ``resume=True`` goes on from it and gives the bits of an
+        splits only ``forget``, ``retain`` and ``heldout_stop`` are read. With ``run_dir`` (an existing folder) the
+        state is saved every ``checkpoint_every`` steps; ``resume=True`` goes on from it and gives the bits of an
         uninterrupted run, and starts from nothing where there is no state.
 
         Raises ConfigError (hyper-parameters, folder), UnsupportedError (task, model), DataError (empty split),
@@ -151,7 +152,10 @@ class Unlearner(ABC):
             "config": config_digest(config),
             "code": code_digest(),
         }
-        identity = config_digest(digests | {"seed": seed, "kind": request_kind, "card": card and card.to_json()})
+        identity = config_digest(
+            {k: v for k, v in digests.items() if k != "code"}
+            | {"seed": seed, "kind": request_kind, "card": card.to_json() if card is not None else None}
+        )
         ctx = Context(
             model=self._copy(model),
             before=model,
@@ -161,6 +165,7 @@ class Unlearner(ABC):
             card=card,
             seed=seed,
             identity=identity,
+            code=digests["code"],
             run_dir=folder,
             resume=resume,
             progress=progress,

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn.errors import ArtefactError, ConfigError
 from qunlearn_export.files import write_atomic
+
+from qunlearn.errors import ArtefactError, ConfigError
 
 VERSION = 1
 KIND = "qunlearn reference card"

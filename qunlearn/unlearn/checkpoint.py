@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qunlearn.errors import ArtefactError, ConfigError
 from qunlearn.quant.state import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
@@ -26,6 +26,20 @@ class Part(Protocol):
 
     def restore(self, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
         """Put a saved state back."""
+
+
+@torch.no_grad()
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved values into the tensors of ``model``; KeyError or RuntimeError when they do not fit.
+
+    ``load_state_dict`` is not used on purpose: in a deep copy, brevitas' hooks on it put the quantizers of the original
+    network back, which the two networks would then share.
+    """
+    own = model.state_dict()
+    if set(own) != set(tensors):
+        raise KeyError("tensor names differ")
+    for name, value in own.items():
+        value.copy_(tensors[name])
 
 
 class _Plain(Protocol):

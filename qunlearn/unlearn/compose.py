@@ -14,13 +14,14 @@ composed vector before the learning rate; the whole vector is scaled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from qunlearn_kernels.arena import GradientArena
+from torch import Tensor
 
-from qunlearn.unlearn.orthogonal import Layout, Reference
+from qunlearn.unlearn.orthogonal import Reference
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 DAMPING = 0.1
@@ -30,12 +31,13 @@ DAMPING = 0.1
 class Update:
     """Flat vectors to add to the parameters: the retain part and the forget part (``lam`` included).
 
-    ``projected`` is the vector that came out of the projection, in the coordinates it was projected in, and
-    ``against`` the current retain gradient in the same coordinates.
+    ``unprojected`` and ``projected`` are the vector before and after the projection, in the coordinates it was
+    projected in, and ``against`` the current retain gradient in the same coordinates.
     """
 
     retain: Tensor
     forget: Tensor
+    unprojected: Tensor
     projected: Tensor
     against: Tensor
 
@@ -45,8 +47,7 @@ class Composer:
 
     def __init__(
         self,
-        parameters: Mapping[str, nn.Parameter],
-        layout: Layout,
+        arena: GradientArena,
         reference: Reference,
         *,
         optimizer: str,
@@ -56,7 +57,7 @@ class Composer:
         weight_decay: float,
         clip: float | None,
     ) -> None:
-        self.parameters, self.layout, self.reference = list(parameters.values()), layout, reference
+        self.arena, self.reference = arena, reference
         self.optimizer, self.project_at = optimizer, project_at
         self.lam, self.momentum, self.weight_decay, self.clip = lam, momentum, weight_decay, clip
         self.state: dict[str, Tensor] = {}
@@ -72,9 +73,7 @@ class Composer:
             return u
         norm = float((u.retain + u.forget).double().norm())
         factor = min(1.0, self.clip * lr / norm) if norm > 0 else 1.0
-        return Update(
-            retain=u.retain * factor, forget=u.forget * factor, projected=u.projected, against=u.against
-        )
+        return replace(u, retain=u.retain * factor, forget=u.forget * factor)
 
     def _gradient(self, r: Tensor, f: Tensor, lr: float) -> Update:
         perp = self.reference.project(f, r)
@@ -86,7 +85,7 @@ class Composer:
             scale = -lr / (v.sqrt_().add_(ADAM_EPS))
             u_r, u_f = self._first("r", r).mul_(scale), self._first("f", perp).mul_(scale).mul_(self.lam)
             self._decay(u_r, lr)
-        return Update(retain=u_r, forget=u_f, projected=perp, against=r)
+        return Update(retain=u_r, forget=u_f, unprojected=f, projected=perp, against=r)
 
     def _update(self, r: Tensor, f: Tensor, lr: float) -> Update:
         directions = []
@@ -99,17 +98,19 @@ class Composer:
         u_r, raw = directions
         u_f = self.reference.project(raw, r)
         self._decay(u_r, lr)
-        return Update(retain=u_r, forget=u_f * self.lam, projected=u_f, against=r)
+        return Update(retain=u_r, forget=u_f * self.lam, unprojected=raw, projected=u_f, against=r)
 
     def _metric(self, r: Tensor, f: Tensor, lr: float) -> Update:
         root_v = self._second("v", r).sqrt_()
-        live = sum(slot.shape.numel() for slot in self.layout.slots)
+        live = max(1, sum(segment.numel for segment in self.arena.segments))
         damping = DAMPING * float(root_v.double().square().sum() / live) ** 0.5 + 1e-12
         half = (root_v + damping).rsqrt()
         perp = self.reference.project(f, r, half)
         u_r = r.mul(half).mul_(half).mul_(-lr)
         self._decay(u_r, lr)
-        return Update(retain=u_r, forget=perp * half * (-lr * self.lam), projected=perp, against=r * half)
+        return Update(
+            retain=u_r, forget=perp * half * (-lr * self.lam), unprojected=f * half, projected=perp, against=r * half
+        )
 
     def _momentum(self, name: str, g: Tensor) -> Tensor:
         if self.momentum == 0:
@@ -133,10 +134,7 @@ class Composer:
             u.add_(self._theta(), alpha=-lr * self.weight_decay)
 
     def _theta(self) -> Tensor:
-        flat = torch.zeros(self.layout.size, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
-        for view, p in zip(self.layout.views(flat), self.parameters, strict=True):
-            view.copy_(p.detach())
-        return flat
+        return self.arena.flatten([p.detach() for p in self.arena.params])
 
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Buffers and step count."""

@@ -33,7 +33,8 @@ class Data:
 class Context:
     """One run: ``model`` is a copy that the method changes in place, ``before`` the original, to be read only.
 
-    ``identity`` is a digest of everything that determines the result; a checkpoint of another identity is refused.
+    ``identity`` is a digest of settings, data, model and seed; a checkpoint of another identity is refused. ``code`` is
+    the version of the code; a run that goes on under another one says so in a warning.
     """
 
     model: QuantModel
@@ -44,6 +45,7 @@ class Context:
     card: ReferenceCard | None
     seed: int
     identity: str
+    code: str = ""
     run_dir: Path | None = None
     resume: bool = False
     progress: Progress | None = None

@@ -57,8 +57,8 @@ class Hyper:
             if self.choices and value not in self.choices:
                 return f"{self.name} {value!r} is not one of {', '.join(self.choices)}"
             return None
-        numeric = isinstance(value, int) and int in self.types or isinstance(value, int | float) and float in self.types
-        if not numeric:
+        allowed = (int, float) if float in self.types else (int,) if int in self.types else ()
+        if not isinstance(value, allowed):
             return f"{self.name} must be {self._kinds()}, not {value!r}"
         if not math.isfinite(value):
             return f"{self.name} must be finite"

@@ -31,7 +31,7 @@ class _ModelPart:
         return dict(self.model.state_dict()), {}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-        self.model.load_state_dict(dict(tensors))
+        checkpoint.fill(self.model, tensors)
 
 
 class _SnapshotPart:
@@ -110,6 +110,8 @@ class Loop:
         ctx.fields = dict(facts["fields"])
         ctx.gradients = int(facts["gradients"])
         ctx.earlier_seconds = float(facts["seconds"])
+        if facts["code"] != ctx.code:
+            ctx.warn("W-CODE-CHANGED", "the code changed since the run was interrupted; the result may differ")
         if facts["rule"] is not None:
             self.rule = StopRule(
                 band=_band_from(facts["band"]),
@@ -170,6 +172,7 @@ class Loop:
         rule = self.rule
         facts: dict[str, Any] = {
             "step": t,
+            "code": self.ctx.code,
             "trace": self.ctx.trace,
             "warnings": self.ctx.warnings,
             "fields": self.ctx.fields,
@@ -186,7 +189,7 @@ class Loop:
         if rule is None or rule.best is None:
             ctx.fields["stop_reason"] = "max_steps"
             return
-        ctx.model.load_state_dict(self.snapshot.tensors)
+        checkpoint.fill(ctx.model, self.snapshot.tensors)
         verdict, side = rule.judge(rule.best)
         ctx.fields |= {
             "stop_reason": rule.reason or ("max_steps" if rule.band else "no_reference"),

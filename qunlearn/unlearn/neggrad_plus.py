@@ -28,9 +28,7 @@ class Difference(EpochSGD):
     def plan(self, ctx: Context) -> tuple[int, dict[str, Part], LossFunction]:
         """One retain and one forget batch a step, the shorter loader cycled."""
         w_r, w_f = self.weights()
-        pairs = Pairs(
-            len(ctx.data.forget), len(ctx.data.retain), self.batch_size, self.batch_size, seed=ctx.seed
-        )
+        pairs = Pairs(len(ctx.data.forget), len(ctx.data.retain), self.batch_size, self.batch_size, seed=ctx.seed)
 
         def loss(epoch: int) -> tuple[Tensor, dict[str, Any]]:
             rows_f, rows_r = pairs.next()

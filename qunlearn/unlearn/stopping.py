@@ -69,7 +69,7 @@ def _outside(value: float, bounds: tuple[float, float]) -> float:
 
 
 def _bounds(lo: float, hi: float) -> tuple[float, float]:
-    return max(0.0, lo), min(1.0, hi)
+    return max(0.0, float(lo)), min(1.0, float(hi))
 
 
 def parse_bounds(text: str, name: str) -> tuple[float, float] | None:
@@ -139,7 +139,7 @@ def _random_band(
     if len(known) < len(wanted):
         notes.append("classes of the forget set that held-out data lack were left out of the band")
     if len(forget) >= len(retain):
-        notes.append("half or more of the data is forgotten: the band is biased upwards, a retrained model has less data")
+        notes.append("half or more of the data is forgotten: the band is too high, a retrained model has less data")
     return Band(
         accuracy=_bounds(means[0] - half[0], means[0] + half[0]),
         confidence=_bounds(means[1] - half[1], means[1] + half[1]),
@@ -261,7 +261,7 @@ class StopRule:
         return better
 
     def judge(self, e: Evaluation) -> tuple[str, str]:
-        """(verdict, failure side) of one state: ``pass``, ``fail`` or ``inconclusive``; ``under``, ``over``, ``utility``.
+        """(verdict, failure side) of one state: ``pass``, ``fail`` or ``inconclusive``; ``under``, ``over``, ...
 
         Without a band nothing can pass: ``inconclusive``, or ``fail`` where utility is lost.
         """
@@ -296,9 +296,7 @@ class StopRule:
 
 def _evaluation(values: Sequence[Any]) -> Evaluation:
     step, a_f, c_f, a_r, a_h = values
-    return Evaluation(
-        step=step, forget_accuracy=a_f, forget_confidence=c_f, retain_accuracy=a_r, heldout_accuracy=a_h
-    )
+    return Evaluation(step=step, forget_accuracy=a_f, forget_confidence=c_f, retain_accuracy=a_r, heldout_accuracy=a_h)
 
 
 class Evaluator:
@@ -320,9 +318,7 @@ class Evaluator:
             rows = np.flatnonzero(~np.isin(stop.targets(), np.unique(forget.targets())))
         self.forget = Probe(task, forget, size=size, seed=seed, purpose="forget")
         self.retain = Probe(task, retain, size=size, seed=seed, purpose="retain")
-        self.heldout = (
-            Probe(task, stop.take(rows), size=size, seed=seed, purpose="stop") if len(rows) else None
-        )
+        self.heldout = Probe(task, stop.take(rows), size=size, seed=seed, purpose="stop") if len(rows) else None
 
     def __call__(self, model: nn.Module, step: int) -> Evaluation:
         """Values of ``model`` at ``step``; neither its parameters nor its buffers nor its mode change."""

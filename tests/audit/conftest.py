@@ -58,8 +58,9 @@ class FakeTask:
 
 @dataclass(frozen=True)
 class FakeReport:
-    """A parity report with a fixed verdict."""
+    """A parity report with a fixed verdict on one file."""
 
+    file_digest: str
     verdict: str = "pass"
 
     def to_json(self) -> dict[str, Any]:

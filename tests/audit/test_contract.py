@@ -190,7 +190,7 @@ def test_parity_gate_on_a_file(
     parity: str | None, verdict: str, side: str, reason: str | None, world: Any, lab: Any
 ) -> None:
     models = [m.as_kind("onnx-all") for m in (world.original, _pass(world), world.retrained)]
-    report = None if parity is None else lab.FakeReport(parity)
+    report = None if parity is None else lab.FakeReport(models[1].digest, parity)
     result = AUDITS["accuracy"]()(world.context(*models, parity=report))
     assert (result.verdict, result.failure_side) == (verdict, side)
     assert result.reasons == (() if reason is None else (reason,))
@@ -199,10 +199,15 @@ def test_parity_gate_on_a_file(
 
 def test_utility_comes_before_parity(world: Any, lab: Any) -> None:
     constant = lab.TableModel(np.zeros_like(world.original.table), kind="onnx-all")
-    ctx = world.context(
-        world.original.as_kind("onnx-all"), constant, world.retrained.as_kind("onnx-all"), parity=lab.FakeReport("fail")
-    )
-    assert AUDITS["accuracy"]()(ctx).failure_side == "utility"
+    report = lab.FakeReport(constant.digest, "fail")
+    models = (world.original.as_kind("onnx-all"), constant, world.retrained.as_kind("onnx-all"))
+    assert AUDITS["accuracy"]()(world.context(*models, parity=report)).failure_side == "utility"
+
+
+def test_a_parity_report_of_another_file_is_refused(world: Any, lab: Any) -> None:
+    models = [m.as_kind("onnx-all") for m in (world.original, _pass(world), world.retrained)]
+    with pytest.raises(ConfigError, match="parity report is of file"):
+        world.context(*models, parity=lab.FakeReport(models[0].digest))
 
 
 def test_same_codes_is_found_when_the_checkpoint_changed(world: Any, lab: Any) -> None:

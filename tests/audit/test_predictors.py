@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from qunlearn.audit import AUDITS, AuditContext, OnnxPredictor, OraclePredictor, TorchPredictor
+from qunlearn.audit import AUDITS, Artefact, AuditContext, OnnxPredictor, OraclePredictor, TorchPredictor, audit_run
 from qunlearn.data.dataset import Dataset, Preprocess
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
 from qunlearn.errors import ArtefactError, ConfigError, UnsupportedError
 from qunlearn.models import build
-from qunlearn.quant import QuantSpec, lower, prepare, state_digest
+from qunlearn.quant import QuantSpec, TorchColumn, code_changes, lower, prepare, state_digest
+from qunlearn.quant.detie import detie
 from qunlearn.tasks import Classification
+from qunlearn_export.degenerate import degenerate
+from qunlearn_export.files import canonical_json
+from qunlearn_export.parity import parity
 from qunlearn_export.writer import serialize
 
 SHAPE = (1, 12, 8)
@@ -53,6 +57,8 @@ def small() -> Small:
     models = tuple(
         prepare(build("dscnn@8", in_shape=SHAPE, num_classes=3, seed=s), QuantSpec(), example).eval() for s in (0, 1)
     )
+    for model in models:
+        detie(model)
     files = tuple(serialize(lower(m)) for m in models)
     return Small(splits, models, files)  # type: ignore[arg-type]
 
@@ -137,3 +143,31 @@ def test_a_model_for_other_data_is_refused(small: Small) -> None:
     plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(int(np.prod(SHAPE)), 7))
     with pytest.raises(ArtefactError, match="3 classes"):
         TorchPredictor(plain).on(small.splits.forget)
+
+
+def test_a_whole_run_with_the_real_reports(small: Small) -> None:
+    (old, new), (old_file, new_file) = small.models, small.files
+    graph = lower(new)
+    report = parity(graph, new_file, small.splits.retain.inputs(slice(0, 64)), torch_column=TorchColumn(new))
+    out = audit_run(
+        {
+            "torch-fq": Artefact(before=TorchPredictor(old), after=TorchPredictor(new), reference=TorchPredictor(new)),
+            "onnx-all": Artefact(
+                before=OnnxPredictor(old_file), after=OnnxPredictor(new_file), reference=OnnxPredictor(new_file)
+            ),
+        },
+        [audit() for audit in AUDITS.values()],
+        splits=small.splits,
+        task=Classification(),
+        seed=0,
+        parity=report,
+        change=code_changes(old, new),
+        degenerate=degenerate(graph),
+    )
+    assert report.verdict == "pass", report.reasons
+    assert all("F-PARITY" not in r.reasons for rs in out.results.values() for r in rs)
+    assert out.tables["parity"]["file_digest"] == out.digests["artefacts"]["onnx-all"]["after"]
+    assert out.digests["artefacts"]["onnx-all"]["codes"] == out.digests["artefacts"]["torch-fq"]["codes"]
+    assert out.tables["change"]["codes_changed"] > 0
+    assert canonical_json(out.to_json())
+    assert out.table().startswith("verdict: ")

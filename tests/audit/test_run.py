@@ -41,9 +41,9 @@ def run(world: Any, lab: Any) -> Any:
             "splits": world.splits,
             "task": lab.FakeTask(),
             "seed": 0,
-            "parity": lab.FakeReport(),
             **kw,
         }
+        settings.setdefault("parity", lab.FakeReport(found["onnx-all"].after.digest))
         return audit_run(found, settings.pop("audits"), **settings)
 
     return go
@@ -67,7 +67,8 @@ def test_worst_verdict_wins_and_exit_codes_follow(run: Any, world: Any, lab: Any
     assert "F-UNDER: onnx-all accuracy" in under.reasons
     unsure = run(artefacts(world, world.near(world.retrained, 3)), parity=None)
     assert (unsure.verdict, unsure.exit_code) == ("inconclusive", 4)
-    broken = run(artefacts(world, world.near(world.retrained, 3)), parity=lab.FakeReport("fail"))
+    after = world.near(world.retrained, 3)
+    broken = run(artefacts(world, after), parity=lab.FakeReport(after.digest, "fail"))
     assert broken.verdict == "fail"
     assert broken.results["torch-fq"][0].verdict == "pass"
 

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from qunlearn.errors import ConfigError
 from qunlearn.unlearn.entropy import entropy_loss, normalized_entropy
-from torch import Tensor
 
 C = 10
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from qunlearn.errors import ArtefactError, ConfigError, DataError
 from qunlearn.unlearn.pairing import Pairs, Pass, batches_per_pass
 

@@ -1,0 +1,46 @@
+# The README's two commands: make demo, make test. Everything runs in .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+MARK := $(VENV)/.installed
+export MPLBACKEND := svg
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo install test test-slow bench lint format docs clean
+
+demo: install
+	$(BIN)/qunlearn demo -o runs/demo
+
+install: $(MARK)
+
+$(MARK): pyproject.toml
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "$(PYTHON) not found: apt-get install python3.11 python3.11-venv, or make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[workstation,gpu,dev]'
+	touch $(MARK)
+
+test: install lint
+	$(BIN)/python -m pytest -m 'not slow' tests
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow tests
+
+bench: install
+	$(BIN)/python benchmarks/bench_projection.py
+	$(BIN)/python benchmarks/bench_first_order.py
+	$(BIN)/python benchmarks/bench_demo.py
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: install
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

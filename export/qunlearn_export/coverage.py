@@ -1,0 +1,110 @@
+"""How much of a file ONNX Runtime really runs in integer kernels: the optimised graph is written out and read."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from qunlearn_export import graph as g
+from qunlearn_export.errors import ArtefactError
+from qunlearn_export.runtime import cpu_flags, make_session, read_bytes
+
+INTEGER = (
+    "QLinearConv",
+    "QGemm",
+    "QLinearMatMul",
+    "MatMulIntegerToFloat",
+    "MatMulInteger",
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+)
+AUXILIARY = ("QLinearAdd", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearConcat")
+_SUFFIX = re.compile(r"\.weight(_s8_2_u8.*|_token_.*|_zp.*)?$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """``integer`` of ``total`` weighted nodes and ``macs`` (fraction 0..1, None where unknown) run in integer kernels."""
+
+    integer: int
+    total: int
+    macs: float | None
+    auxiliary: int
+    ops: dict[str, int]
+    runtime: str
+    cpu: tuple[str, ...]
+
+    def render(self) -> str:
+        """One line, such as ``5 of 6 nodes, 71 % of MACs, by onnxruntime 1.32 on CPU flags avx2``."""
+        share = "" if self.macs is None else f", {100 * self.macs:.0f} % of MACs"
+        flags = " ".join(self.cpu) or "unknown"
+        return f"{self.integer} of {self.total} nodes{share}, by onnxruntime {self.runtime} on CPU flags {flags}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain mapping."""
+        return {
+            "integer": self.integer,
+            "total": self.total,
+            "macs": self.macs,
+            "auxiliary": self.auxiliary,
+            "ops": self.ops,
+            "runtime": self.runtime,
+            "cpu": list(self.cpu),
+        }
+
+
+def coverage(file: str | os.PathLike[str] | bytes, graph: g.Graph | None = None) -> Coverage:
+    """Read the graph that :func:`make_session` at level ``all`` runs; ``graph`` gives the MACs of every layer."""
+    data = read_bytes(file)
+    original = onnx.load_from_string(data)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        make_session(data, optimized_path=path)
+        try:
+            optimized = onnx.load(str(path))
+        except OSError as err:
+            raise ArtefactError("ONNX Runtime wrote no optimised graph.", remedy="Check the temporary folder.") from err
+    ops = Counter(n.op_type for n in optimized.graph.node)
+    coded = {
+        t.name for t in original.graph.initializer if t.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    }
+    by_output = {o: n for n in original.graph.node for o in n.output}
+    total = 0
+    for n in original.graph.node:
+        if n.op_type in ("Conv", "Gemm", "MatMul") and len(n.input) > 1 and n.input[1] in by_output:
+            total += by_output[n.input[1]].input[0] in coded
+        elif n.op_type in INTEGER:
+            total += 1
+    macs = None
+    if graph is not None:
+        cost = {layer.name: layer_macs(graph, layer) for layer in graph.weighted()}
+        run = {
+            _SUFFIX.sub("", i) for n in optimized.graph.node if n.op_type in INTEGER for i in n.input if ".weight" in i
+        }
+        macs = sum(c for name, c in cost.items() if name in run) / max(1, sum(cost.values()))
+    return Coverage(
+        integer=sum(ops[o] for o in INTEGER),
+        total=total,
+        macs=macs,
+        auxiliary=sum(ops[o] for o in AUXILIARY),
+        ops=dict(sorted(ops.items())),
+        runtime=str(ort.__version__),
+        cpu=cpu_flags(),
+    )
+
+
+def layer_macs(graph: g.Graph, layer: g.Conv | g.Gemm | g.MatMul) -> int:
+    """Multiply-accumulates of one layer for one sample."""
+    if isinstance(layer, g.Conv):
+        return int(layer.weight.size * np.prod(graph.activations[layer.output].shape[1:]))
+    rows = int(np.prod(graph.activations[layer.inputs[0]].shape[:-1]))
+    return int(layer.weight.size) * max(1, rows)

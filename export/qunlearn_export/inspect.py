@@ -1,0 +1,155 @@
+"""What is this ONNX file? Label, dtypes, integer coverage, static checks; files of others are described, never fixed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from qunlearn_export.check import examine, limits, load_model
+from qunlearn_export.coverage import Coverage, coverage
+from qunlearn_export.degenerate import Finding
+from qunlearn_export.errors import ArtefactError, QunlearnError
+from qunlearn_export.runtime import MAX_BYTES, cpu_flags, file_kind, is_x86, make_session, read_bytes
+from qunlearn_export.ties import Tie, ties
+
+QOPERATORS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger")
+INT_KINDS = (TensorProto.INT8, TensorProto.UINT8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """``label`` is int8-qdq, int8-qop, int8 weight-only, fake-quant only, or float; sizes in bytes."""
+
+    label: str
+    n_bytes: int
+    file_digest: str
+    ir_version: int
+    opsets: tuple[str, ...]
+    dtypes: Mapping[str, int]
+    ops: Mapping[str, int]
+    loads: bool
+    load_error: str
+    coverage: Coverage | None
+    findings: tuple[Finding, ...]
+    ties: tuple[Tie, ...]
+    codes_digest: str
+    seven_bit: bool
+    may_saturate: bool
+    metadata: Mapping[str, str]
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether weights are int8 on disk and layers compute on quantized activations."""
+        return self.label in ("int8-qdq", "int8-qop")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain mapping."""
+        out = asdict(self)
+        out["coverage"] = self.coverage.to_json() if self.coverage else None
+        return {**out, "opsets": list(self.opsets), "is_int8": self.is_int8}
+
+    def render(self) -> str:
+        """Lines for the terminal."""
+        kinds = ", ".join(f"{k} {n:,} B" for k, n in self.dtypes.items()) or "none"
+        lines = [
+            f"label      {self.label}",
+            f"size       {self.n_bytes:,} B   SHA-256 {self.file_digest[:16]}",
+            f"versions   IR {self.ir_version}, {', '.join(self.opsets)}",
+            f"constants  {kinds}",
+            "operators  " + ", ".join(f"{n} {op}" for op, n in self.ops.items()),
+            f"loads      {'yes' if self.loads else 'no: ' + self.load_error}",
+        ]
+        if self.coverage:
+            lines.append(f"integer    {self.coverage.render()}")
+        lines.append(f"codes      {self.codes_digest or 'none: not of this project'}")
+        lines.append(f"weights    {'within 7 bits' if self.seven_bit else 'use 8 bits'}")
+        if self.may_saturate:
+            lines.append("warning    may saturate in an unprepared session on x86 without dot-product instructions")
+        lines += [f"{f.level:<10} {f.code} {f.where}: {f.message}" for f in self.findings]
+        return "\n".join(lines)
+
+
+def inspect(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> Inspection:
+    """Describe an ONNX file; ArtefactError when it cannot be read or exceeds the limits."""
+    data = read_bytes(file, max_bytes=max_bytes)
+    model = load_model(data, max_bytes=max_bytes)
+    bad = limits(model)
+    if bad:
+        raise ArtefactError(f"the file is malformed: {'; '.join(bad[:6])}.", remedy="Get an intact copy.")
+    ours = file_kind(data).startswith("int8-")
+    graph, findings = examine(model) if ours else (None, [])
+    loads, error, covered = True, "", None
+    try:
+        make_session(data)
+        covered = coverage(data, graph)
+    except QunlearnError as err:
+        loads, error = False, err.message
+    dtypes: Counter[str] = Counter()
+    for t in model.graph.initializer:
+        dtypes[TensorProto.DataType.Name(t.data_type).lower()] += t.ByteSize()
+    seven = _within_seven_bits(model)
+    label = _label(model)
+    return Inspection(
+        label=label,
+        n_bytes=len(data),
+        file_digest=hashlib.sha256(data).hexdigest(),
+        ir_version=model.ir_version,
+        opsets=tuple(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import),
+        dtypes=dict(sorted(dtypes.items())),
+        ops=dict(sorted(Counter(n.op_type for n in model.graph.node).items())),
+        loads=loads,
+        load_error=error,
+        coverage=covered,
+        findings=tuple(findings),
+        ties=tuple(t for t in ties(graph) if t.share > 0) if graph is not None else (),
+        codes_digest=graph.codes_digest() if graph is not None else "",
+        seven_bit=seven,
+        may_saturate=is_x86()
+        and label in ("int8-qdq", "int8-qop")
+        and not seven
+        and not any("vnni" in f or "amx" in f for f in cpu_flags()),
+        metadata={p.key: p.value for p in model.metadata_props},
+    )
+
+
+def _label(model: onnx.ModelProto) -> str:
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    makers = {o: n for n in model.graph.node for o in n.output}
+    if any(n.op_type in QOPERATORS for n in model.graph.node):
+        return "int8-qop"
+    coded = fake = quantized = 0
+    for n in model.graph.node:
+        if n.op_type not in ("Conv", "Gemm", "MatMul") or len(n.input) < 2:
+            continue
+        weight = makers.get(n.input[1])
+        if weight is None or weight.op_type != "DequantizeLinear":
+            continue
+        source = weight.input[0]
+        if kinds.get(source) in INT_KINDS:
+            coded += 1
+            data = makers.get(n.input[0])
+            quantized += data is not None and data.op_type == "DequantizeLinear"
+        elif source in makers and makers[source].op_type == "QuantizeLinear":
+            fake += 1
+    if coded and quantized == coded:
+        return "int8-qdq"
+    if coded:
+        return "int8 weight-only"
+    if fake or any(n.op_type == "QuantizeLinear" for n in model.graph.node):
+        return "fake-quant only"
+    return "float"
+
+
+def _within_seven_bits(model: onnx.ModelProto) -> bool:
+    codes = [t for t in model.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
+    return bool(codes) and all(
+        int(np.abs(np.frombuffer(t.raw_data, np.int8).astype(np.int16)).max(initial=0)) <= 64 for t in codes
+    )

@@ -1,0 +1,161 @@
+"""Judge an unlearned network on the files that ship: export, parity, change table, audits, report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qunlearn import fingerprint, quant, tasks
+from qunlearn.audit import AUDITS, predictor
+from qunlearn.audit.base import Audit
+from qunlearn.audit.run import Artefact, AuditRun, audit_run
+from qunlearn.audit.summary import summary
+from qunlearn.cli import artefact
+from qunlearn.data.splits import Splits
+from qunlearn.errors import ConfigError
+from qunlearn_export import reader
+from qunlearn_export.degenerate import degenerate
+from qunlearn_export.graph import Graph
+from qunlearn_export.parity import ParityReport, parity
+from qunlearn_export.writer import ExportReport
+
+ROLES = ("before", "after", "reference")
+METRICS = ("forget", "retain", "heldout", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One network of the comparison: its int8 file, and the fake-quantized model where there is one."""
+
+    file: Path
+    model: quant.QuantModel | None
+    graph: Graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """Everything that was found: plain numbers per role (fractions), audits, parity, change table."""
+
+    summaries: Mapping[str, Mapping[str, Any]]
+    audits: AuditRun
+    parity: ParityReport
+    changes: quant.ChangeTable | None
+    export: ExportReport | None
+    subjects: Mapping[str, Subject]
+
+    def plain(self, role: str) -> dict[str, float | None]:
+        """Forget, retain, heldout, test accuracy and mia of one role, fractions."""
+        s = self.summaries[role]
+        return {**{m: s[f"{m}_accuracy"] for m in METRICS}, "mia": s["mia"]}
+
+
+def parse_audits(text: str | None) -> list[Audit]:
+    """Audits by comma-separated names; all of them by default."""
+    names = [n.strip() for n in text.split(",")] if text else list(AUDITS)
+    return [AUDITS[n]() for n in names]
+
+
+def from_run(model: quant.QuantModel, config: quant.RunConfig, file: Path) -> tuple[Subject, ExportReport]:
+    """Export a network next to the others; its parity is checked by :func:`assess`."""
+    done = artefact.export_model(model, config, file, inputs=None)
+    graph = reader.read(file)
+    return Subject(file=file, model=model, graph=graph), done.report
+
+
+def from_file(file: Path) -> Subject:
+    """An int8 ONNX file that this project wrote."""
+    return Subject(file=file, model=None, graph=reader.read(file))
+
+
+def assess(
+    before: Subject,
+    after: Subject,
+    reference: Subject | None,
+    *,
+    splits: Splits,
+    task_name: str,
+    seed: int,
+    kinds: Sequence[str],
+    audits: Sequence[Audit],
+    inputs: NDArray[np.float32],
+    export: ExportReport | None = None,
+) -> Assessment:
+    """Audit ``after`` against ``before`` and ``reference`` on the artefact kinds named; ``kinds`` ships."""
+    task = tasks.get(task_name)
+    subjects = {n: s for n, s in zip(ROLES, (before, after, reference), strict=True) if s is not None}
+    column = quant.TorchColumn(after.model) if after.model is not None else None
+    compared = parity(after.graph, after.file, inputs, torch_column=column)
+    changes = None
+    if before.model is not None and after.model is not None:
+        changes = quant.code_changes(before.model, after.model)
+    run_kinds = list(kinds)
+    if all(s.model is not None for s in subjects.values()) and "torch-fq" not in run_kinds:
+        run_kinds.append("torch-fq")
+    predictors = {kind: {n: _predictor(s, kind) for n, s in subjects.items()} for kind in run_kinds}
+    found = audit_run(
+        {
+            kind: Artefact(before=p["before"], after=p["after"], reference=p.get("reference"))
+            for kind, p in predictors.items()
+        },
+        audits,
+        splits=splits,
+        task=task,
+        seed=seed,
+        reference_kind="retrained" if reference is not None else "none",
+        shipping=kinds,
+        parity=compared,
+        change=changes,
+        degenerate=degenerate(after.graph, before.graph),
+    )
+    first = predictors[kinds[0]]
+    return Assessment(
+        summaries={n: summary(p, splits, task, seed) for n, p in first.items()},
+        audits=found,
+        parity=compared,
+        changes=changes,
+        export=export,
+        subjects=subjects,
+    )
+
+
+def _predictor(subject: Subject, kind: str) -> predictor.Predictor:
+    if kind == "torch-fq":
+        if subject.model is None:
+            raise ConfigError(
+                "an ONNX file has no fake-quantized network.", remedy="Give the run in place of the file, or --on onnx."
+            )
+        return predictor.TorchPredictor(subject.model)
+    if kind == "oracle":
+        return predictor.OraclePredictor(subject.file)
+    return predictor.OnnxPredictor(subject.file, level=kind.removeprefix("onnx-"))
+
+
+def forget_confidence(assessment: Assessment, splits: Splits) -> dict[str, list[float]]:
+    """True-class probability on the forget set per role, read from the int8 file."""
+    out = {}
+    for name, subject in assessment.subjects.items():
+        logits = predictor.OnnxPredictor(subject.file, level="all").on(splits.forget).astype(np.float64)
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        out[name] = [float(v) for v in p[np.arange(len(p)), splits.forget.targets()]]
+    return out
+
+
+def table(assessment: Assessment, names: Mapping[str, str]) -> str:
+    """Base, unlearned and retrained side by side, per cent, read from the int8 files."""
+    columns = {label: assessment.plain(role) for role, label in names.items() if role in assessment.summaries}
+    lines = ["  " + f"{'':<10}" + "".join(f"{label:>12}" for label in columns)]
+    for metric in (*METRICS, "mia"):
+        cells = [c[metric] for c in columns.values()]
+        lines.append(f"  {metric:<10}" + "".join("           -" if v is None else f"{100 * v:11.1f}%" for v in cells))
+    return "\n".join(lines)
+
+
+def environment() -> dict[str, Any]:
+    """The environment record of reports."""
+    return dict(fingerprint.environment())

@@ -1,0 +1,81 @@
+"""``qunlearn audit``: judge a run or an int8 ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qunlearn.cli import common
+from qunlearn.cli.common import Settings, new_folder, require_workstation
+
+
+@common.command(
+    "audit",
+    data=True,
+    example="""
+qunlearn audit runs/oeu --before runs/base --reference runs/without --forget group=theo -o runs/audit
+""",
+)
+@click.argument("subject", metavar="RUN|FILE", type=click.Path())
+@click.option("--before", required=True, type=click.Path(), help="Run before unlearning.")
+@click.option("--reference", type=click.Path(), help="Run trained without the data; without it, none is declared.")
+@click.option("--forget", required=True, help="The deletion request.")
+@click.option("--audit", "audits", help="Comma-separated names from `qunlearn audits`; default all.")
+@click.option("--on", "kinds", default="onnx", show_default=True, help="torch, onnx, or kinds, comma-separated.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option("-o", "--output", required=True, type=click.Path(), help="Folder for files, results and report.")
+def command(
+    settings: Settings,
+    subject: str,
+    before: str,
+    reference: str | None,
+    forget: str,
+    audits: str | None,
+    kinds: str,
+    seed: int,
+    output: str,
+) -> int:
+    """Judge a run or an int8 ONNX file, two-sidedly. Exit 0: pass, 3: fail, 4: inconclusive."""
+    require_workstation()
+    from qunlearn.audit.run import kinds_of
+    from qunlearn.cli import artefact, assess, page
+    from qunlearn.cli import workspace as ws
+    from qunlearn.data.request import Request
+    from qunlearn.data.splits import make_splits
+
+    chosen = kinds_of([k.strip() for k in kinds.split(",")])
+    named = assess.parse_audits(audits)
+    request = Request.parse(forget)
+    base, config = artefact.open_run(Path(before))
+    dataset = ws.data_of_run(settings, config)
+    splits = make_splits(dataset, request, seed=seed)
+    target = Path(subject)
+    opened = None if target.is_file() else artefact.open_run(target)
+    ready = assess.from_file(target) if opened is None else None
+    retrained = artefact.open_run(Path(reference)) if reference is not None else None
+    folder = new_folder(output)
+    settings.say("exporting and comparing")
+    report = None
+    if opened is not None:
+        ready, report = assess.from_run(*opened, folder / "after.onnx")
+    assert ready is not None
+    found = assess.assess(
+        assess.from_run(base, config, folder / "before.onnx")[0],
+        ready,
+        assess.from_run(*retrained, folder / "reference.onnx")[0] if retrained is not None else None,
+        splits=splits,
+        task_name=config.task,
+        seed=seed,
+        kinds=chosen,
+        audits=named,
+        inputs=artefact.parity_inputs(dataset, 256),
+        export=report,
+    )
+    found.audits.write(folder)
+    page.write(folder, found, splits, request=request.describe(), run=target if opened is not None else None)
+    names = {"before": "before", "after": "after", "reference": "reference"}
+    text = [found.audits.table().rstrip(), "", assess.table(found, names), "", found.parity.render()]
+    value = {**found.audits.to_json(), **{n: found.plain(n) for n in found.summaries}, "folder": str(folder)}
+    settings.result(value, "\n".join([*text, f"report {folder / 'report.html'}"]))
+    return found.audits.exit_code

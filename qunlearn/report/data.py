@@ -1,0 +1,40 @@
+"""What a report is made of: plain values, no models, no predictors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+METRICS = ("forget", "retain", "heldout", "test", "mia")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """Fractions lie in 0..1 and are printed as per cent; None is printed as a dash.
+
+    ``columns`` maps a column label (base, unlearned, retrained) to the five metrics; ``confidences`` maps the same
+    labels to true-class probabilities on the forget set; ``trajectory`` holds trace rows (``step``, ``a_f``, ``a_r``,
+    ``cos_before``, ``cos_after``); ``changes``, ``parity`` and ``audit`` are the JSON forms of those reports.
+    """
+
+    title: str
+    verdict: str
+    reasons: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    request: str = ""
+    method: str = ""
+    columns: Mapping[str, Mapping[str, float | None]]
+    reference: str | None = None
+    subject: str = "unlearned"
+    confidences: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    trajectory: Sequence[Mapping[str, Any]] = ()
+    band: tuple[float, float] | None = None
+    changes: Mapping[str, Any] | None = None
+    parity: Mapping[str, Any] | None = None
+    audit: Mapping[str, Any] | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, Any] = field(default_factory=dict)
+    limits: Sequence[str] = ()

@@ -1,0 +1,115 @@
+"""What an OEU step did: first-order predictions against true changes, batch noise, and integer codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from qunlearn_kernels.arena import GradientArena
+from qunlearn_kernels.projection import dots
+from torch import Tensor, nn
+
+from qunlearn.quant import QuantModel
+from qunlearn.quant.model import WEIGHTED
+from qunlearn.tasks.base import Batch, Task
+from qunlearn.unlearn.compose import Update
+from qunlearn.unlearn.orthogonal import add, dot
+
+WINDOW = 50
+"""``rho2`` is a ratio of sums over the last so many measurements."""
+
+
+def geometry(arena: GradientArena, scope: str, r: Tensor, f: Tensor, u: Update) -> dict[str, Any]:
+    """Norms and cosines before and after the projection, and the first-order change of L_r."""
+    ff, rr, fr = dot(f, f), dot(r, r), dot(f, r)
+    pp, qq, pq = dot(u.projected, u.projected), dot(u.against, u.against), dot(u.projected, u.against)
+    start = dot(u.unprojected, u.unprojected)
+    whole = u.retain + u.forget
+    conflicts = int((dots(arena, f, r, scope=scope).fr < 0).sum())
+    return {
+        "norm_r": rr**0.5,
+        "norm_f": ff**0.5,
+        "norm_fperp": pp**0.5,
+        "cos_before": fr / (ff * rr) ** 0.5 if ff > 0 and rr > 0 else 0.0,
+        "cos_after": pq / (pp * qq) ** 0.5 if pp > 0 and qq > 0 else 0.0,
+        "removed": 1 - pp / start if start > 0 else 0.0,
+        "conflicting_segments": conflicts,
+        "dLr_pred": dot(r, whole),
+        "dLr_pred_forget": dot(r, u.forget),
+        "norm_update_forget": dot(u.forget, u.forget) ** 0.5,
+    }
+
+
+@torch.no_grad()
+def actual_changes(loss: Callable[[], float], arena: GradientArena, u: Update, before: float) -> dict[str, float]:
+    """True changes of L_r on the same batch: of the whole update, and of its forget part after the retain part.
+
+    ``loss()`` evaluates L_r at the current parameters, which are put back bit for bit.
+    """
+    parameters = arena.params
+    kept = [p.detach().clone() for p in parameters]
+
+    def put_back() -> None:
+        for p, old in zip(parameters, kept, strict=True):
+            p.copy_(old)
+
+    add(parameters, arena.split(u.retain))
+    only_retain = loss()
+    put_back()
+    add(parameters, arena.split(u.retain + u.forget))
+    both = loss()
+    put_back()
+    return {"dLr_actual": both - before, "dLr_forget_actual": both - only_retain}
+
+
+def half_batches(
+    task: Task, model: nn.Module, parameters: Sequence[nn.Parameter], halves: Sequence[Batch]
+) -> tuple[float, float]:
+    """(<r1, r2>, |r|^2) of the gradients on two halves of a retain batch, r = (r1 + r2) / 2."""
+    grads = []
+    for half in halves:
+        loss = task.loss(task.logits(model, half), half)
+        grads.append(torch.autograd.grad(loss, list(parameters), allow_unused=True))
+    inner = square = 0.0
+    for a, b in zip(*grads, strict=True):
+        if a is None or b is None:
+            continue
+        inner += dot(a, b)
+        mean = (a + b) / 2
+        square += dot(mean, mean)
+    return inner, square
+
+
+@torch.no_grad()
+def code_state(before: QuantModel, after: QuantModel, delta: dict[str, Tensor]) -> dict[str, float]:
+    """Share of weight codes that differ from the start, share of moved latents whose code did not, median step in LSB.
+
+    ``delta`` maps parameter names to the last update.
+    """
+    changed = lost = moved = total = 0
+    steps = []
+    for step in after.steps:
+        if step.kind not in WEIGHTED:
+            continue
+        old, new = before.get_submodule(str(step.module)).weight, after.get_submodule(str(step.module)).weight
+        q_old, q_new = before.weight_quantizer_of(step), after.weight_quantizer_of(step)
+        differs = q_old.codes(_tensor(old)) != q_new.codes(_tensor(new))
+        shifted = _tensor(old) != _tensor(new)
+        total += differs.numel()
+        changed += int(differs.sum())
+        moved += int(shifted.sum())
+        lost += int((shifted & ~differs).sum())
+        update = delta.get(f"{step.module}.weight")
+        if update is not None:
+            steps.append((update.abs() / q_new.scale.detach()).flatten())
+    return {
+        "codes_changed": changed / max(1, total),
+        "codes_lost": lost / max(1, moved),
+        "lsb_step": float(torch.cat(steps).median()) if steps else 0.0,
+    }
+
+
+def _tensor(value: Any) -> Tensor:
+    out: Tensor = value.detach()
+    return out
