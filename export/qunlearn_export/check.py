@@ -6,18 +6,20 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-import google.protobuf.message
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 
 from qunlearn_export import graph as g
 from qunlearn_export.degenerate import Finding, degenerate
 from qunlearn_export.errors import ArtefactError, VerificationError
-from qunlearn_export.parse import ATTRIBUTES, Parsed, parse
+from qunlearn_export.parse import ATTRIBUTES, parse
 from qunlearn_export.runtime import MAX_BYTES, read_bytes
+from qunlearn_export.shapes import problems
 from qunlearn_export.ties import ties
 
 MAX_NODES, MAX_INITIALIZERS, MAX_RANK, MAX_NAME = 20_000, 50_000, 6, 128
@@ -29,6 +31,7 @@ ITEM_BYTES = {
     onnx.TensorProto.INT32: 4,
     onnx.TensorProto.INT64: 8,
 }
+WRITTEN = frozenset(ITEM_BYTES) - {onnx.TensorProto.UINT8}
 TIE_LIMIT = 1e-3
 
 
@@ -38,7 +41,7 @@ def load_model(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYT
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except google.protobuf.message.DecodeError as err:
+    except DecodeError as err:
         raise ArtefactError("the file is not an ONNX model.", remedy="Give a file that export wrote.") from err
     if not model.graph.node:
         raise ArtefactError("the file holds no network.", remedy="Give an ONNX model.")
@@ -52,20 +55,34 @@ def limits(model: onnx.ModelProto) -> list[str]:
         bad.append(f"{len(graph.node)} nodes are more than {MAX_NODES}")
     if len(graph.initializer) > MAX_INITIALIZERS:
         bad.append(f"{len(graph.initializer)} initializers are more than {MAX_INITIALIZERS}")
-    for t in graph.initializer:
+    for t in _tensors(graph):
+        raw = t.data_type in ITEM_BYTES and t.HasField("raw_data")
         if t.external_data or t.data_location == onnx.TensorProto.EXTERNAL:
             bad.append(f"{t.name!r} refers to external data")
         elif len(t.dims) > MAX_RANK or any(d < 0 or d > 2**31 for d in t.dims):
             bad.append(f"{t.name!r} has impossible dimensions")
-        elif t.data_type in ITEM_BYTES and t.HasField("raw_data"):
-            if math.prod(t.dims) * ITEM_BYTES[t.data_type] != len(t.raw_data):
-                bad.append(f"{t.name!r} has {len(t.raw_data)} bytes for dimensions {list(t.dims)}")
+        elif raw and math.prod(t.dims) * ITEM_BYTES[t.data_type] != len(t.raw_data):
+            bad.append(f"{t.name!r} has {len(t.raw_data)} bytes for dimensions {list(t.dims)}")
     names = [n.name for n in graph.node] + [t.name for t in graph.initializer]
     names += [x for n in graph.node for x in (*n.input, *n.output)]
+    names += [v.name for v in (*graph.input, *graph.output, *graph.value_info)]
     odd = [n for n in names if len(n) > MAX_NAME or not n.isascii()]
     if odd:
         bad.append(f"{len(odd)} names are not ASCII of at most {MAX_NAME} characters")
     return bad
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of the graph, of attributes and of nested graphs."""
+    waiting = [graph]
+    while waiting:
+        one = waiting.pop()
+        yield from one.initializer
+        for sparse in one.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for attribute in (a for n in one.node for a in n.attribute):
+            yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
+            waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
 def static_check(source: onnx.ModelProto | str | os.PathLike[str] | bytes) -> list[Finding]:
@@ -73,9 +90,11 @@ def static_check(source: onnx.ModelProto | str | os.PathLike[str] | bytes) -> li
     return examine(source)[1]
 
 
-def check_or_raise(source: onnx.ModelProto | str | os.PathLike[str] | bytes) -> g.Graph:
+def check_or_raise(
+    source: onnx.ModelProto | str | os.PathLike[str] | bytes, *, tie_limit: float = TIE_LIMIT
+) -> g.Graph:
     """The integer graph of a file that passes; VerificationError listing every error otherwise."""
-    graph, findings = examine(source)
+    graph, findings = examine(source, tie_limit=tie_limit)
     errors = [f for f in findings if f.level == "error"]
     if errors or graph is None:
         shown = "; ".join(f"{f.code} {f.where}: {f.message}" for f in errors[:8])
@@ -87,7 +106,7 @@ def check_or_raise(source: onnx.ModelProto | str | os.PathLike[str] | bytes) -> 
 
 
 def examine(
-    source: onnx.ModelProto | str | os.PathLike[str] | bytes,
+    source: onnx.ModelProto | str | os.PathLike[str] | bytes, *, tie_limit: float = TIE_LIMIT
 ) -> tuple[g.Graph | None, list[Finding]]:
     """The graph, where the structure allows one, and all findings. ArtefactError outside the limits."""
     model = source if isinstance(source, onnx.ModelProto) else load_model(source)
@@ -95,17 +114,23 @@ def examine(
     if bad:
         raise ArtefactError(f"the file is malformed: {'; '.join(bad[:6])}.", remedy="Export it anew from its run.")
     findings = [*_versions(model), *_initializers(model), *_operators(model)]
-    if any(f.code == "S3" for f in findings):
+    if any(f.code in ("S2", "S3") for f in findings):
         return None, findings
     try:
         parsed = parse(model, metadata(model))
-        findings += parsed.findings
-        findings += _values(model, parsed)
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError) as err:
         findings.append(_error("S4", "graph", f"the structure cannot be read ({type(err).__name__}: {err})"))
         return None, findings
+    graph = parsed.graph
+    findings += parsed.findings
+    if graph is not None:
+        broken = [_error("S11", where, message) for where, message in problems(graph)]
+        if broken:
+            return None, findings + broken
+        with np.errstate(all="ignore"):
+            findings += _values(model, graph, parsed.findings, tie_limit)
     findings += _shapes(model)
-    return parsed.graph, findings
+    return graph, findings
 
 
 def metadata(model: onnx.ModelProto) -> dict[str, Any]:
@@ -152,6 +177,9 @@ def _initializers(model: onnx.ModelProto) -> Iterable[Finding]:
     unused = sorted(set(names) - {i for n in graph.node for i in n.input})
     if unused:
         yield _error("S2", unused[0], "an initializer is not used")
+    for t in graph.initializer:
+        if t.data_type not in WRITTEN or not t.HasField("raw_data"):
+            yield _error("S2", t.name, "an initializer is not raw float32, int8, int32 or int64")
     if len(graph.input) != 1 or len(graph.output) != 1:
         yield _error("S2", "graph", "there must be one input and one output")
 
@@ -164,38 +192,48 @@ def _operators(model: onnx.ModelProto) -> Iterable[Finding]:
         extra = sorted({a.name for a in node.attribute} - ATTRIBUTES[node.op_type])
         if extra:
             yield _error("S3", node.name, f"attribute {extra[0]} of {node.op_type} is outside the subset")
+    named = sorted(n for n, c in Counter(n.name for n in model.graph.node).items() if c > 1)
+    if named:
+        yield _error("S4", named[0], "two nodes have one name")
     outputs = Counter(o for n in model.graph.node for o in n.output)
     twice = sorted(n for n, c in outputs.items() if c > 1)
     if twice:
         yield _error("S4", twice[0], "a tensor is computed twice")
 
 
-def _values(model: onnx.ModelProto, parsed: Parsed) -> list[Finding]:
-    graph = parsed.graph
-    if graph is None:
-        return []
+def _values(model: onnx.ModelProto, graph: g.Graph, known: list[Finding], tie_limit: float) -> list[Finding]:
     out: list[Finding] = []
-    limit = 63 if graph.meta.get("weight_range") == "7bit" else 127
-    for layer in graph.weighted():
+    for layer, limit in code_limits(graph):
         if int(np.abs(layer.weight.astype(np.int16)).max(initial=0)) > limit:
             out.append(_error("S5", layer.name, f"a weight code is outside [-{limit}, {limit}]"))
     tiny = float(np.finfo(np.float32).tiny)
-    for t in model.graph.initializer:
-        if t.name.endswith("_scale"):
-            value = np.frombuffer(t.raw_data, "<f4")
-            if not (np.isfinite(value) & (value >= tiny)).all():
-                out.append(_error("S7", t.name, "a scale is not a normal positive number"))
-    if any(f.code in ("S5", "S7") for f in (*out, *parsed.findings)):
-        return out
-    out += [Finding(code=f"S9/{f.code}", level=f.level, where=f.where, message=f.message) for f in degenerate(graph)]
-    for tie in ties(graph):
-        if tie.share > 0:
-            level = "error" if tie.share > TIE_LIMIT else "warning"
-            out.append(Finding(code="S10", level=level, where=tie.layer, message=f"tie share {tie.share:.2g}"))
+    tensors = graph.quantized_tensors()
+    for name in sorted(n for n in tensors if n.endswith("_scale")):
+        if not (np.isfinite(tensors[name]) & (tensors[name] >= tiny)).all():
+            out.append(_error("S7", name, "a scale is not a normal positive number"))
+    if not any(f.code in ("S5", "S7") for f in (*out, *known)):
+        out += [replace(f, code=f"S9/{f.code}") for f in degenerate(graph)]
+        for tie in ties(graph):
+            if tie.share > 0:
+                level = "error" if tie.share > tie_limit else "warning"
+                out.append(Finding(code="S10", level=level, where=tie.layer, message=f"tie share {tie.share:.2g}"))
     digest = next((p.value for p in model.metadata_props if p.key == "qunlearn.codes_digest"), "")
     if digest != graph.codes_digest():
         out.append(_error("S13", "metadata", "the codes digest in the metadata is not that of the codes"))
     return out
+
+
+def code_limits(graph: g.Graph) -> Iterator[tuple[g.Conv | g.Gemm | g.MatMul, int]]:
+    """Every layer with the largest weight code that the declared range and bits allow.
+
+    Fewer than 8 bits bind the inner layers only: the first and the last layer keep 8 bits.
+    """
+    layers = list(graph.weighted())
+    whole = 63 if graph.meta.get("weight_range") == "7bit" else 127
+    bits = graph.meta.get("weight_bits", 8)
+    for i, layer in enumerate(layers):
+        inner = 0 < i < len(layers) - 1
+        yield layer, min(whole, 2 ** (bits - 1) - 1) if inner and 2 <= bits <= 8 else whole
 
 
 def _shapes(model: onnx.ModelProto) -> Iterable[Finding]:

@@ -33,7 +33,7 @@ _SUFFIX = re.compile(r"\.weight(_s8_2_u8.*|_token_.*|_zp.*)?$")
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """``integer`` of ``total`` weighted nodes and ``macs`` (fraction 0..1, None where unknown) run in integer kernels."""
+    """``integer`` of ``total`` weighted nodes and ``macs`` (fraction 0..1, None where unknown) run in integer."""
 
     integer: int
     total: int

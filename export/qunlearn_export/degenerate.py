@@ -15,12 +15,13 @@ INT31, WARN_BIAS, EXACT = 2**31, 2**30, 2**24
 DEAD_SHARE = 1e-6
 FOLD_MAX, FOLD_MIN = 1e4, 1e-6
 NEWLY_DEAD = 0.10
+SCALE_FLOOR = 2.0**-24
 TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A violated rule: ``code`` (D1, S6, ...), ``level`` (error or warning), ``where`` (layer or tensor), ``message``."""
+    """A violated rule: ``code`` (D1, S6, ...), ``level`` (error, warning), ``where`` (layer or tensor), ``message``."""
 
     code: str
     level: str
@@ -28,6 +29,7 @@ class Finding:
     message: str
 
 
+@np.errstate(all="ignore")
 def degenerate(graph: g.Graph, before: g.Graph | None = None) -> list[Finding]:
     """All findings D1 to D7, and D8 (channels newly dead) against ``before`` where it is given."""
     out: list[Finding] = []
@@ -38,20 +40,23 @@ def degenerate(graph: g.Graph, before: g.Graph | None = None) -> list[Finding]:
     if before is not None:
         old = {layer.name: layer for layer in before.weighted()}
         for layer in graph.weighted():
-            fresh = dead_channels(layer) & ~dead_channels(old[layer.name])
+            past = old.get(layer.name)
+            if past is None or past.weight.shape != layer.weight.shape:
+                continue
+            fresh = dead_channels(layer) & ~dead_channels(past)
             if fresh.mean() > NEWLY_DEAD:
                 out.append(_find("D8", "warning", layer.name, f"{100 * fresh.mean():.0f} % of the channels died"))
     return out
 
 
 def dead_channels(layer: g.Conv | g.Gemm | g.MatMul) -> NDArray[np.bool_]:
-    """Per output channel: no code, or a magnitude below 1e-6 of the layer's median."""
+    """Per output channel: no code, a scale at the quantizer's floor, or below 1e-6 of the layer's median magnitude."""
     rows = _rows(layer)
     top = np.abs(rows.astype(np.int64)).max(axis=1)
     size = top * layer.weight_scale.astype(np.float64)
     live = size[top > 0]
     floor = DEAD_SHARE * float(np.median(live)) if live.size else 0.0
-    dead: NDArray[np.bool_] = (top == 0) | (size < floor)
+    dead: NDArray[np.bool_] = (top == 0) | (size < floor) | (layer.weight_scale <= SCALE_FLOOR)
     return dead
 
 

@@ -1,8 +1,9 @@
-"""What is this ONNX file? Label, dtypes, integer coverage, static checks; files of others are described, never fixed."""
+"""What is this ONNX file? Label, dtypes, integer coverage, static checks; files of others are never fixed."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
+from onnx.numpy_helper import to_array
 
 from qunlearn_export.check import examine, limits, load_model
 from qunlearn_export.coverage import Coverage, coverage
@@ -94,7 +96,7 @@ def inspect(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES)
         loads, error = False, err.message
     dtypes: Counter[str] = Counter()
     for t in model.graph.initializer:
-        dtypes[TensorProto.DataType.Name(t.data_type).lower()] += t.ByteSize()
+        dtypes[TensorProto.DataType.Name(t.data_type).lower()] += _data_bytes(t)
     seven = _within_seven_bits(model)
     label = _label(model)
     return Inspection(
@@ -120,17 +122,31 @@ def inspect(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES)
     )
 
 
+def _data_bytes(t: onnx.TensorProto) -> int:
+    """Bytes of the numbers of a tensor, however they are stored."""
+    if t.HasField("raw_data"):
+        return len(t.raw_data)
+    try:
+        return int(math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize)
+    except KeyError:
+        return t.ByteSize()
+
+
 def _label(model: onnx.ModelProto) -> str:
+    """What the weights and activations of the weighted layers are; a layer with float weights makes it not int8."""
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     makers = {o: n for n in model.graph.node for o in n.output}
     if any(n.op_type in QOPERATORS for n in model.graph.node):
         return "int8-qop"
-    coded = fake = quantized = 0
+    coded = fake = quantized = plain = 0
     for n in model.graph.node:
         if n.op_type not in ("Conv", "Gemm", "MatMul") or len(n.input) < 2:
             continue
         weight = makers.get(n.input[1])
+        while weight is not None and weight.op_type in ("Reshape", "Transpose"):
+            weight = makers.get(weight.input[0])
         if weight is None or weight.op_type != "DequantizeLinear":
+            plain += n.input[1] in kinds
             continue
         source = weight.input[0]
         if kinds.get(source) in INT_KINDS:
@@ -139,9 +155,9 @@ def _label(model: onnx.ModelProto) -> str:
             quantized += data is not None and data.op_type == "DequantizeLinear"
         elif source in makers and makers[source].op_type == "QuantizeLinear":
             fake += 1
-    if coded and quantized == coded:
+    if coded and quantized == coded and not (plain or fake):
         return "int8-qdq"
-    if coded:
+    if coded and not fake:
         return "int8 weight-only"
     if fake or any(n.op_type == "QuantizeLinear" for n in model.graph.node):
         return "fake-quant only"
@@ -150,6 +166,7 @@ def _label(model: onnx.ModelProto) -> str:
 
 def _within_seven_bits(model: onnx.ModelProto) -> bool:
     codes = [t for t in model.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
-    return bool(codes) and all(
-        int(np.abs(np.frombuffer(t.raw_data, np.int8).astype(np.int16)).max(initial=0)) <= 64 for t in codes
-    )
+    try:
+        return bool(codes) and all(int(np.abs(to_array(t).astype(np.int16)).max(initial=0)) <= 64 for t in codes)
+    except ValueError:
+        return False

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qunlearn_export import graph as g
-from qunlearn_export.errors import DataError, UnsupportedError, VerificationError
+from qunlearn_export.errors import ConfigError, DataError, UnsupportedError, VerificationError
 
 Codes = NDArray[np.int8]
 F32 = np.float32
@@ -37,7 +37,10 @@ class Oracle:
         a = self.graph.activations[self.graph.input]
         x = np.asarray(x, dtype=np.float32)
         if x.shape[1:] != a.shape:
-            raise DataError(f"input has shape {x.shape}, the network reads [N, {', '.join(map(str, a.shape))}].")
+            raise DataError(
+                f"input has shape {x.shape}, the network reads [N, {', '.join(map(str, a.shape))}].",
+                remedy="Give input of that shape.",
+            )
         return quantize(x, a)
 
     def run(self, x: NDArray[np.float32]) -> Codes:
@@ -56,7 +59,10 @@ class Oracle:
     def run_layer(self, layer: g.AnyLayer | str, *codes: Codes) -> Codes:
         """Output codes of one layer for given input codes (teacher forcing)."""
         if isinstance(layer, str):
-            layer = next(one for one in self.graph.layers if one.name == layer)
+            found = [one for one in self.graph.layers if one.name == layer]
+            if not found:
+                raise ConfigError(f"the network has no layer {layer!r}.", remedy="Give the name of a layer.")
+            layer = found[0]
         return run_layer(self.graph, layer, *codes)
 
     def _parts(self, x: NDArray[np.float32]) -> list[Codes]:
@@ -91,7 +97,8 @@ def run_layer(graph: g.Graph, layer: g.AnyLayer, *codes: Codes) -> Codes:
         case g.Add():
             return add(codes[0], codes[1], ins[0], ins[1], out, lo, hi)
         case g.MaxPool():
-            return _pool(codes[0], layer.kernel, layer.strides, layer.pads, -128, np.maximum, np.int8)
+            top = _pool(codes[0], layer.kernel, layer.strides, layer.pads, -128, np.maximum, np.int8)
+            return _clamped(top, lo, hi)
         case g.AveragePool():
             return _average(layer, codes[0], ins[0], out, lo, hi)
         case g.GlobalAveragePool():
@@ -104,9 +111,9 @@ def run_layer(graph: g.Graph, layer: g.AnyLayer, *codes: Codes) -> Codes:
         case g.Requant():
             return requant(codes[0], ins[0], out, lo, hi)
         case g.Flatten():
-            return codes[0].reshape(len(codes[0]), -1)
+            return _clamped(codes[0].reshape(len(codes[0]), out.shape[0]), lo, hi)
         case g.Reshape():
-            return codes[0].reshape(len(codes[0]), *layer.shape)
+            return _clamped(codes[0].reshape(len(codes[0]), *layer.shape), lo, hi)
     raise UnsupportedError(f"layer {layer.name} has no integer meaning.", remedy="Use the artefact's operators.")
 
 
@@ -115,12 +122,13 @@ def quantize(x: NDArray[np.float32], a: g.Activation) -> Codes:
     if not np.isfinite(x).all():
         raise DataError("the input holds NaN or infinity.", remedy="Clean the data.")
     q = np.rint(np.divide(x, F32(a.scale), dtype=np.float32)) + F32(a.zero_point)
-    return np.clip(q, -128, 127).astype(np.int8)
+    return np.asarray(np.clip(q, -128, 127).astype(np.int8))
 
 
 def dequantize(codes: Codes, a: g.Activation) -> NDArray[np.float32]:
     """``fl(fl32(q - z) * s)``."""
-    return np.multiply(codes.astype(np.float32) - F32(a.zero_point), F32(a.scale), dtype=np.float32)
+    real = np.multiply(codes.astype(np.float32) - F32(a.zero_point), F32(a.scale), dtype=np.float32)
+    return np.asarray(real)
 
 
 def bounds(layer: g.Layer, out: g.Activation) -> tuple[int, int]:
@@ -150,7 +158,7 @@ def add(a: Codes, b: Codes, xa: g.Activation, xb: g.Activation, out: g.Activatio
         m = np.divide(F32(act.scale), F32(out.scale), dtype=np.float32)
         parts.append(np.multiply(codes.astype(np.float32) - F32(act.zero_point), m, dtype=np.float32))
     total = np.add(parts[0], parts[1], dtype=np.float32)
-    return np.clip(np.rint(total) + F32(out.zero_point), lo, hi).astype(np.int8)
+    return np.asarray(np.clip(np.rint(total) + F32(out.zero_point), lo, hi).astype(np.int8))
 
 
 def requant(codes: Codes, x: g.Activation, out: g.Activation, lo: int, hi: int) -> Codes:
@@ -160,6 +168,10 @@ def requant(codes: Codes, x: g.Activation, out: g.Activation, lo: int, hi: int) 
     table = np.clip(np.rint(np.divide(real, F32(out.scale), dtype=np.float32)) + F32(out.zero_point), lo, hi)
     picked: Codes = table.astype(np.int8)[codes.astype(np.int64) + 128]
     return picked
+
+
+def _clamped(codes: Codes, lo: int, hi: int) -> Codes:
+    return codes if (lo, hi) == (-128, 127) else np.clip(codes, lo, hi).astype(np.int8)
 
 
 def _scaled(acc: NDArray[Any], m: NDArray[np.float32], zero: int, lo: int, hi: int) -> Codes:
@@ -177,7 +189,7 @@ def _exact_type(weight: NDArray[np.int8], per_output: tuple[int, ...]) -> type[n
 def _matmul(x: Codes, zero: int, w: NDArray[np.int8], bias: NDArray[np.int32] | None) -> NDArray[np.int64]:
     kind = _exact_type(w, (0,))
     acc = ((x.astype(kind) - kind(zero)) @ w.astype(kind)).astype(np.int64)
-    return acc if bias is None else acc + bias
+    return np.asarray(acc if bias is None else acc + bias)
 
 
 def _conv(layer: g.Conv, x: Codes, zero: int) -> NDArray[np.int64]:
@@ -229,12 +241,10 @@ def _pool(
     sizes = [(padded.shape[2 + i] - kernel[i]) // strides[i] + 1 for i in range(half)]
     out: NDArray[Any] | None = None
     for offset in np.ndindex(*kernel):
-        index = (slice(None), slice(None)) + tuple(
-            slice(o, o + (n - 1) * s + 1, s) for o, n, s in zip(offset, sizes, strides, strict=True)
-        )
-        out = padded[index].copy() if out is None else combine(out, padded[index])
-    assert out is not None
-    return out
+        steps = (slice(o, o + (n - 1) * s + 1, s) for o, n, s in zip(offset, sizes, strides, strict=True))
+        part = padded[(slice(None), slice(None), *steps)]
+        out = part if out is None else combine(out, part)
+    return padded if out is None else np.asarray(out)
 
 
 def _average(layer: g.AveragePool, x: Codes, xin: g.Activation, out: g.Activation, lo: int, hi: int) -> Codes:

@@ -209,9 +209,7 @@ class _Matcher:
             "AveragePool": lambda: g.AveragePool(
                 **_window(attrs, name), count_include_pad=bool(attrs.get("count_include_pad", 0)), **common
             ),
-            "Reshape": lambda: g.Reshape(
-                shape=tuple(int(d) for d in self._const(node.input[1], "int64", name)[1:]), **common
-            ),
+            "Reshape": lambda: g.Reshape(shape=self._target(node.input[1], name), **common),
         }
         if op in ("Concat", "Flatten") and attrs.get("axis") != 1:
             raise _MismatchError("S3", name, f"{op} is not along axis 1")
@@ -220,6 +218,12 @@ class _Matcher:
         if op not in make:
             raise _MismatchError("S3", name, f"{op} does not stand between dequantize and quantize")
         return make[op]()
+
+    def _target(self, tensor: str, name: str) -> tuple[int, ...]:
+        value = self._const(tensor, "int64", name)
+        if value.ndim != 1 or value[0] != -1:
+            raise _MismatchError("S3", name, "Reshape does not keep the batch dimension")
+        return tuple(int(d) for d in value[1:])
 
     def _data_inputs(self, node: onnx.NodeProto) -> list[str]:
         return list(node.input[:1]) if node.op_type == "Reshape" else list(node.input)
@@ -269,7 +273,7 @@ class _Matcher:
         want = g.bias_scale(self.activations[source].scale, weight_scale)
         if scale.shape != want.shape or scale.tobytes() != want.tobytes():
             self._note("S6", name, "a bias scale is not fl32(input scale * weight scale)")
-        return bias
+        return np.asarray(bias)
 
     def _parameters(self, dq: onnx.NodeProto, kind: str, axis: int, name: str) -> tuple[Any, Any, Any]:
         if dq.op_type != "DequantizeLinear" or len(dq.input) != 3:

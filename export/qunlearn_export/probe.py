@@ -6,15 +6,17 @@ off the saturating path and the probe would look clean.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qunlearn_export import graph as g
-from qunlearn_export.oracle import run_layer
+from qunlearn_export.extract import recover
+from qunlearn_export.oracle import dequantize, run_layer
 from qunlearn_export.runtime import make_session, run
+from qunlearn_export.writer import serialize
 
 _SEED = 20260202
 
@@ -80,17 +82,22 @@ def layer_vector(graph: g.Graph, layer: g.Conv | g.Gemm | g.MatMul) -> NDArray[n
     kernel = w[worst]
     out = np.full((1, *a.shape), -128, dtype=np.int8)
     first = worst // (len(w) // layer.group) * kernel.shape[0]
-    tile = np.where(kernel > 0, 127, -128).astype(np.int8)
-    reps = [1, *(-(-n // k) for n, k in zip(a.shape[1:], kernel.shape[1:], strict=True))]
-    full = np.tile(tile, reps)[(slice(None), *(slice(0, n) for n in a.shape[1:]))]
+    full = np.where(kernel > 0, 127, -128).astype(np.int8)
+    for i, size in enumerate(a.shape[1:]):
+        positions = graph.activations[layer.output].shape[1 + i]
+        start = positions // 2 * layer.strides[i] - layer.pads[i]
+        taps = (np.arange(size) - start) // layer.dilations[i] % kernel.shape[1 + i]
+        full = np.take(full, taps, axis=1 + i)
     out[0, first : first + kernel.shape[0]] = full
     return out
 
 
 def one_layer(graph: g.Graph, layer: g.AnyLayer) -> g.Graph:
-    """The graph that holds only ``layer`` (one input)."""
-    keep = {n: graph.activations[n] for n in (*layer.inputs, layer.output)}
-    return g.Graph(activations=keep, layers=(layer,), input=layer.inputs[0], output=layer.output, meta=graph.meta)
+    """The graph that holds only ``layer``, which reads one tensor; that tensor becomes ``input``."""
+    source = replace(graph.activations[layer.inputs[0]], name="input")
+    alone = replace(layer, inputs=("input",) * len(layer.inputs))
+    keep = {"input": source, layer.output: graph.activations[layer.output]}
+    return g.Graph(activations=keep, layers=(alone,), input="input", output=layer.output, meta=graph.meta)
 
 
 def compare_layer(
@@ -106,15 +113,7 @@ def session_layer(
     graph: g.Graph, layer: g.AnyLayer, codes: NDArray[np.int8], *, level: str = "all", raw: bool = False
 ) -> NDArray[np.int8]:
     """Output codes of a one-layer QDQ session, read back from its dequantized output."""
-    from qunlearn_export.writer import serialize
-
     single = one_layer(graph, layer)
     a, out = single.activations[single.input], single.activations[single.output]
-    x = (codes.astype(np.float32) - np.float32(a.zero_point)) * a.scale
-    real = run(make_session(serialize(single), level=level, raw=raw), x)["logits"]
+    real = run(make_session(serialize(single), level=level, raw=raw), dequantize(codes, a))["logits"]
     return recover(real, out)
-
-
-def recover(real: NDArray[np.float32], a: g.Activation) -> NDArray[np.int8]:
-    """Codes of dequantized values."""
-    return (np.rint(real / a.scale) + a.zero_point).astype(np.int8)

@@ -26,6 +26,9 @@ SIGNED = "session.qdqisint8allowed"
 MATMULNBITS = "session.qdq_matmulnbits_accuracy_level"
 MAX_BYTES = 256 * 2**20
 LEVELS = ("all", "off", "extended")
+_QOPS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger")
+_UINT8 = 2
+_TYPES = {"tensor(float)": "float32", "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 _FLAGS = (
     "avx",
     "avx2",
@@ -97,18 +100,67 @@ def read_bytes(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYT
 def file_kind(data: bytes) -> str:
     """``qunlearn.format`` from the file's metadata, or "" for files of others (artefact_onnx 2.6: field 14)."""
     for number, value in _fields(data):
-        if number == 14 and isinstance(value, bytes):
-            pair = dict(_fields(value))
-            if pair.get(1) == b"qunlearn.format" and isinstance(pair.get(2), bytes):
-                return bytes(pair[2]).decode("ascii", "replace")  # type: ignore[arg-type]
+        if number == 14 and not isinstance(value, int):
+            pair = {n: bytes(v) for n, v in _fields(value) if not isinstance(v, int)}
+            if pair.get(1) == b"qunlearn.format":
+                return pair.get(2, b"").decode("ascii", "replace")
     return ""
 
 
-def entries_for(kind: str, *, weight_only: bool = False) -> dict[str, str]:
-    """Session entries for a file of that format on this machine; QOperator files and other processors need none."""
-    if not is_x86() or kind.startswith("int8-qop"):
+@dataclass(frozen=True, kw_only=True)
+class FileKind:
+    """``form`` is qdq, qop-int8, qop-uint8 or float; ``weight_only``: a MatMul with int8 weights and float input."""
+
+    form: str
+    weight_only: bool
+
+
+def classify(data: bytes) -> FileKind:
+    """Read the operators and zero-point types of any ONNX file from its bytes."""
+    made: dict[str, tuple[str, list[str]]] = {}
+    types: dict[str, int] = {}
+    nodes: list[tuple[str, list[str]]] = []
+    for part in (v for n, v in _fields(data) if n == 7 and not isinstance(v, int)):
+        for number, value in _fields(part):
+            if isinstance(value, int) or number not in (1, 5):
+                continue
+            fields = _fields(value)
+            if number == 1:
+                words = {k: [_text(v) for n, v in fields if n == k] for k in (1, 2, 4)}
+                nodes.append((words[4][0] if words[4] else "", words[1]))
+                made.update(dict.fromkeys(words[2], nodes[-1]))
+            else:
+                name = next((_text(v) for n, v in fields if n == 8), "")
+                types[name] = next((v for n, v in fields if n == 2 and isinstance(v, int)), 0)
+    ops = {op for op, _ in nodes}
+    if ops & set(_QOPS):
+        unsigned = any(op in _QOPS and len(i) > 2 and types.get(i[2]) == _UINT8 for op, i in nodes)
+        form = "qop-uint8" if unsigned or "DynamicQuantizeLinear" in ops else "qop-int8"
+    else:
+        form = "qdq" if "DequantizeLinear" in ops else "float"
+    return FileKind(form=form, weight_only=any(op == "MatMul" and _weight_only(i, made) for op, i in nodes))
+
+
+def _weight_only(inputs: list[str], made: Mapping[str, tuple[str, list[str]]]) -> bool:
+    if len(inputs) < 2 or made.get(inputs[0], ("", []))[0] == "DequantizeLinear":
+        return False
+    op, sources = made.get(inputs[1], ("", []))
+    for _ in range(4):
+        if op not in ("Reshape", "Transpose") or not sources:
+            break
+        op, sources = made.get(sources[0], ("", []))
+    return op == "DequantizeLinear"
+
+
+def _text(value: memoryview | int) -> str:
+    return "" if isinstance(value, int) else bytes(value).decode("utf-8", "replace")
+
+
+def entries_for(kind: FileKind) -> dict[str, str]:
+    """Session entries for such a file on this machine; int8 QOperator files and other processors need none."""
+    if not is_x86() or kind.form in ("qop-int8", "float"):
         return {}
-    return {PRECISION: "1", **({MATMULNBITS: "1"} if weight_only else {})}
+    return {PRECISION: "1", **({MATMULNBITS: "1"} if kind.weight_only else {})}
 
 
 def make_session(
@@ -133,7 +185,12 @@ def make_session(
     if not 1 <= threads <= 1024:
         raise ConfigError(f"{threads} threads are not possible.", remedy="Give 1 or more.")
     data = read_bytes(file)
-    kind = file_kind(data)
+    kind = classify(data)
+    if kind.form == "qop-uint8" and level == "off" and is_x86() and not raw:
+        raise UnsupportedError(
+            "a QOperator file with uint8 activations is not valid at level off: its kernels may saturate.",
+            remedy="Use level all or extended.",
+        )
     chosen = {} if raw else entries_for(kind)
     chosen.update(entries or {})
     if chosen.get(PRECISION) == "1" and chosen.get(SIGNED) == "1":
@@ -141,7 +198,7 @@ def make_session(
             f"{PRECISION} and {SIGNED} exclude each other: ONNX Runtime has no kernel for both.",
             remedy=f"Set {PRECISION} alone.",
         )
-    if chosen.get(PRECISION) == "1" and kind.startswith("int8-qop"):
+    if chosen.get(PRECISION) == "1" and kind.form == "qop-int8":
         raise ConfigError(f"{PRECISION} must not be set on a QOperator file with int8.", remedy="Set no entry.")
     options = ort.SessionOptions()
     options.graph_optimization_level = {
@@ -171,7 +228,7 @@ def session_info(
     file: str | os.PathLike[str] | bytes, *, level: str = "all", threads: int = 1, raw: bool = False
 ) -> SessionInfo:
     """What :func:`make_session` uses for these arguments, for reports."""
-    entries = {} if raw else entries_for(file_kind(read_bytes(file)))
+    entries = {} if raw else entries_for(classify(read_bytes(file)))
     return SessionInfo(
         entries=entries,
         level=level,
@@ -186,26 +243,53 @@ def run(
     session: ort.InferenceSession, x: NDArray[Any], *, outputs: Sequence[str] | None = None, batch: int = 256
 ) -> dict[str, NDArray[Any]]:
     """Outputs by name for input [N, ...], ``batch`` rows at a time; DataError when the input does not fit."""
-    spec = session.get_inputs()[0]
+    return run_many(session, {session.get_inputs()[0].name: x}, outputs=outputs, batch=batch)
+
+
+def run_many(
+    session: ort.InferenceSession,
+    feeds: Mapping[str, NDArray[Any]],
+    *,
+    outputs: Sequence[str] | None = None,
+    batch: int = 256,
+) -> dict[str, NDArray[Any]]:
+    """:func:`run` for several inputs by name, all with the same number of rows."""
+    for spec in session.get_inputs():
+        x = feeds[spec.name]
+        if x.ndim != len(spec.shape) or any(
+            isinstance(d, int) and d != n for d, n in zip(spec.shape[1:], x.shape[1:], strict=True)
+        ):
+            raise DataError(
+                f"input has shape {x.shape}, the model reads {spec.shape}.", remedy="Give input of that shape."
+            )
+        if _TYPES.get(spec.type, x.dtype.name) != x.dtype.name:
+            raise DataError(f"input is {x.dtype.name}, the model reads {spec.type}.", remedy="Convert it.")
+        if x.dtype == np.float32 and not np.isfinite(x).all():
+            raise DataError("the input holds NaN or infinity.", remedy="Clean the data.")
     names = list(outputs) if outputs is not None else [o.name for o in session.get_outputs()]
-    want = tuple(d for d in spec.shape[1:])
-    if x.ndim != len(spec.shape) or any(isinstance(d, int) and d != n for d, n in zip(want, x.shape[1:], strict=True)):
-        raise DataError(f"input has shape {x.shape}, the model reads {spec.shape}.", remedy="Give input of that shape.")
-    if x.dtype == np.float32 and not np.isfinite(x).all():
-        raise DataError("the input holds NaN or infinity.", remedy="Clean the data.")
-    parts = [session.run(names, {spec.name: x[i : i + batch]}) for i in range(0, max(1, len(x)), batch)]
+    rows = len(next(iter(feeds.values())))
+    parts = []
+    for i in range(0, max(1, rows), batch):
+        try:
+            parts.append(session.run(names, {name: x[i : i + batch] for name, x in feeds.items()}))
+        except Exception as err:  # onnxruntime raises many types of its own
+            raise ArtefactError(
+                f"ONNX Runtime {ort.__version__} cannot run the model: {' '.join(str(err).split())[:200]}.",
+                remedy="See `qunlearn inspect`.",
+            ) from err
     return {name: np.concatenate([p[i] for p in parts]) for i, name in enumerate(names)}
 
 
-def _fields(data: bytes) -> list[tuple[int, bytes | int]]:
+def _fields(data: bytes | memoryview) -> list[tuple[int, memoryview | int]]:
     """Top-level protobuf fields (number, value); stops at the first malformed byte."""
-    out: list[tuple[int, bytes | int]] = []
-    i, n = 0, len(data)
+    out: list[tuple[int, memoryview | int]] = []
+    view = memoryview(data)
+    i, n = 0, len(view)
 
     def varint(i: int) -> tuple[int, int]:
         value = shift = 0
         while i < n and shift < 70:
-            byte = data[i]
+            byte = view[i]
             value |= (byte & 0x7F) << shift
             i += 1
             if byte < 0x80:
@@ -227,7 +311,7 @@ def _fields(data: bytes) -> list[tuple[int, bytes | int]]:
             size, i = varint(i)
             if size < 0 or i + size > n:
                 break
-            out.append((key >> 3, data[i : i + size]))
+            out.append((key >> 3, view[i : i + size]))
             i += size
         elif wire in (1, 5):
             i += 8 if wire == 1 else 4

@@ -137,7 +137,9 @@ def _sizes(
     r = len(kernel)
     lengths = len(spatial) == len(strides) == len(dilations) == r and len(pads) == 2 * r and r in (1, 2)
     _need(lengths, "kernel, strides, pads and dilations do not match the input's dimensions")
-    _need(all(v >= 1 for v in (*kernel, *strides, *dilations)) and min(pads) >= 0, "a stride, window or pad is negative")
+    _need(
+        all(v >= 1 for v in (*kernel, *strides, *dilations)) and min(pads) >= 0, "a stride, window or pad is negative"
+    )
     _need(max((*kernel, *strides, *pads, *dilations)) <= MAX_ELEMENTS, "a stride, window or pad is absurd")
     full = [n + pads[i] + pads[i + r] for i, n in enumerate(spatial)]
     _need(math.prod(full) <= MAX_ELEMENTS, "the padded input is too large")

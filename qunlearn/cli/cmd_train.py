@@ -18,9 +18,7 @@ qunlearn train --data kws --model dscnn -o runs/base
 qunlearn train --data kws --model dscnn --exclude group=theo -o runs/without
 """,
 )
-@click.option(
-    "--data", "source", required=True, help="kws, digits, cifar10, a .npz file, a folder, or module:function."
-)
+@click.option("--data", "source", required=True, help="kws, digits, cifar10, a .npz file, a folder, module:function.")
 @click.option("--model", "name", required=True, help="dscnn, resnet8, resnet18, mobilenetv2, or module:function.")
 @click.option("--bits", default="w8a8", show_default=True, help="w8a8, w4a8, w4a4 or w2a2.")
 @click.option("--weight-range", default="8bit", show_default=True, help="8bit or 7bit weight codes.")

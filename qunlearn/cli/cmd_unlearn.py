@@ -53,7 +53,7 @@ def command(
     splits = make_splits(dataset, request, seed=seed)
     card = ws.load_card(Path(run))
     folder = new_folder(output, resume=resume)
-    with settings.progress(method, 1) as update:
+    with settings.progress(method) as update:
         result = configured(
             model,
             splits,

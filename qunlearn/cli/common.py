@@ -38,8 +38,8 @@ class Settings:
         click.echo(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) if self.json else text)
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """A progress display on stderr; call ``update(done, note)``. A bar on a terminal, plain lines elsewhere."""
+    def progress(self, label: str) -> Iterator[Callable[[int, int, str], None]]:
+        """A progress display on stderr; call ``update(done, total, note)``. A bar on a terminal, else plain lines."""
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -51,12 +51,12 @@ class Settings:
                 TimeRemainingColumn(),
             )
             with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-                task = bar.add_task(label, total=total, note="")
-                yield lambda done, note: bar.update(task, completed=done, note=note)
+                task = bar.add_task(label, total=None, note="")
+                yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
         else:
             state = {"next": 0.0}
 
-            def update(done: int, note: str) -> None:
+            def update(done: int, total: int, note: str) -> None:
                 now = time.perf_counter()
                 if now >= state["next"] or done >= total:
                     state["next"] = now + 5.0

@@ -125,7 +125,7 @@ def erase(
     request = Request("group", (group,))
     splits = make_splits(dataset, request, seed=seed)
     configured = METHODS[method].from_settings(hyper)
-    with settings.progress("unlearning", 1) as update:
+    with settings.progress("unlearning") as update:
         result = configured(
             networks.base,
             splits,

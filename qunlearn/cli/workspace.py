@@ -114,7 +114,7 @@ def train_model(
 ) -> float:
     """Train in place with progress on stderr; returns the seconds of this call."""
     start = time.perf_counter()
-    with settings.progress(label, recipe.epochs) as update:
+    with settings.progress(label) as update:
         quant.train(
             model,
             tasks.get("classification"),
@@ -123,7 +123,7 @@ def train_model(
             seed=seed,
             state_file=state_file,
             resume=resume,
-            on_epoch=lambda epoch, loss: update(epoch, f"epochs, loss {loss:.3f}"),
+            on_epoch=lambda epoch, loss: update(epoch, recipe.epochs, f"epochs, loss {loss:.3f}"),
         )
     return time.perf_counter() - start
 
@@ -197,12 +197,12 @@ def accuracies(model: quant.QuantModel, splits: Splits) -> dict[str, float]:
     return {name: metrics_of(model, samples)["accuracy"] for name, samples in sets.items()}
 
 
-def step_progress(update: Callable[[int, str], None]) -> Callable[[int, int, Mapping[str, Any]], None]:
+def step_progress(update: Callable[[int, int, str], None]) -> Callable[[int, int, Mapping[str, Any]], None]:
     """Adapt a progress display to the callback of an unlearning run."""
 
     def report(step: int, total: int, row: Mapping[str, Any]) -> None:
         loss = row.get("L_f", row.get("loss"))
-        update(step, f"of at most {total} steps" + (f", loss {loss:.3f}" if isinstance(loss, float) else ""))
+        update(step, total, "steps at most" + (f", loss {loss:.3f}" if isinstance(loss, float) else ""))
 
     return report
 

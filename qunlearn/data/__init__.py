@@ -1,0 +1,1 @@
+"""Data sets, deletion requests and the splits of an unlearning run. numpy only."""

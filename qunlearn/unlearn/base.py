@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
 import torch
-from qunlearn_export.files import canonical_json, write_atomic
 
 from qunlearn.data.splits import Splits
 from qunlearn.errors import ConfigError, DataError, InvariantError, NotYetError, UnsupportedError, VerificationError
@@ -29,6 +28,7 @@ from qunlearn.unlearn.digests import data_digest
 from qunlearn.unlearn.hyper import hyper, hypers, parse_settings
 from qunlearn.unlearn.modes import BN_MODES, statistics_names
 from qunlearn.unlearn.stopping import KINDS, parse_bounds
+from qunlearn_export.files import canonical_json, write_atomic
 
 SHIPS = ("codes", "adapter")
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qunlearn_export.files import write_atomic
-
 from qunlearn.errors import ArtefactError, ConfigError
+from qunlearn_export.files import write_atomic
 
 VERSION = 1
 KIND = "qunlearn reference card"

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from qunlearn_kernels.arena import GradientArena
 from torch import Tensor
 
 from qunlearn.unlearn.orthogonal import Reference
+from qunlearn_kernels.arena import GradientArena
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 DAMPING = 0.1

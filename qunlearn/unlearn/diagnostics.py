@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from qunlearn_kernels.arena import GradientArena
-from qunlearn_kernels.projection import dots
 from torch import Tensor, nn
 
 from qunlearn.quant import QuantModel
@@ -15,6 +13,8 @@ from qunlearn.quant.model import WEIGHTED
 from qunlearn.tasks.base import Batch, Task
 from qunlearn.unlearn.compose import Update
 from qunlearn.unlearn.orthogonal import add, dot
+from qunlearn_kernels.arena import GradientArena
+from qunlearn_kernels.projection import dots
 
 WINDOW = 50
 """``rho2`` is a ratio of sums over the last so many measurements."""

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from qunlearn_kernels.arena import GradientArena
 from torch import Tensor
 
 from qunlearn.errors import ConfigError, DivergedError
@@ -29,6 +28,7 @@ from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.orthogonal import Reference, add
 from qunlearn.unlearn.pairing import REFUSED, Pairs, check_pairing
 from qunlearn.unlearn.probe import device_of, to_device
+from qunlearn_kernels.arena import GradientArena
 
 SWITCH_CONFIDENCE = 0.9
 GATE_QUANTILE = 0.25

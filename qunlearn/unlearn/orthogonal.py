@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from qunlearn_kernels.arena import GradientArena
 from qunlearn_kernels.projection import Basis, dots, project, project_k
-from torch import Tensor
 
 
 def dot(a: Tensor, b: Tensor) -> float:

@@ -10,6 +10,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from qunlearn.data.splits import Splits
 from qunlearn.quant import QuantModel
 from qunlearn.tasks import Batch, Classification
@@ -20,7 +22,6 @@ from qunlearn.unlearn.loop import scheduled
 from qunlearn.unlearn.neggrad_plus import GradDiff, NegGradPlus
 from qunlearn.unlearn.rl import RL, random_labels
 from qunlearn.unlearn.sgd import EpochSGD
-from torch import Tensor, nn
 
 Trained = Callable[..., QuantModel]
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from qunlearn_kernels.arena import GradientArena
 from torch import Tensor
 
 from qunlearn.data.splits import Splits
@@ -19,6 +18,7 @@ from qunlearn.unlearn.diagnostics import actual_changes, half_batches
 from qunlearn.unlearn.entropy import entropy_loss
 from qunlearn.unlearn.orthogonal import Reference, add, dot
 from qunlearn.unlearn.pairing import Pairs
+from qunlearn_kernels.arena import GradientArena
 
 Trained = Callable[..., QuantModel]
 RATES = (1e-3, 1e-2, 1e-1)
