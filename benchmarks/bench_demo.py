@@ -89,7 +89,14 @@ def figures(model: Any, config: Any, splits: Splits, seed: int, *, closed: bool)
 
 
 def run_cell(
-    settings: Settings, nets: journey.Networks, seed: int, group: str, method: str, config: dict[str, str], *, closed: bool
+    settings: Settings,
+    nets: journey.Networks,
+    seed: int,
+    group: str,
+    method: str,
+    config: dict[str, str],
+    *,
+    closed: bool,
 ) -> dict[str, Any]:
     """Forget one group with one configuration; figures of base, retrained and unlearned file, or the error."""
     dataset = ws.load_data(settings, journey.SOURCE)

@@ -66,9 +66,14 @@ def limits(model: onnx.ModelProto) -> list[str]:
     names = [n.name for n in graph.node] + [t.name for t in graph.initializer]
     names += [x for n in graph.node for x in (*n.input, *n.output)]
     names += [v.name for v in (*graph.input, *graph.output, *graph.value_info)]
+    names += [s for n in graph.node for s in (n.op_type, n.domain, *(a.name for a in n.attribute))]
+    names += [o.domain for o in model.opset_import]
     odd = [n for n in names if len(n) > MAX_NAME or not n.isascii()]
     if odd:
         bad.append(f"{len(odd)} names are not ASCII of at most {MAX_NAME} characters")
+    facts = [s for p in model.metadata_props for s in (p.key, p.value)]
+    if any(isinstance(s, bytes) for s in facts):  # protobuf hands malformed text on as bytes
+        bad.append("the metadata is not UTF-8")
     return bad
 
 
@@ -105,6 +110,7 @@ def check_or_raise(
     return graph
 
 
+@np.errstate(all="ignore")
 def examine(
     source: onnx.ModelProto | str | os.PathLike[str] | bytes, *, tie_limit: float = TIE_LIMIT
 ) -> tuple[g.Graph | None, list[Finding]]:
@@ -127,8 +133,7 @@ def examine(
         broken = [_error("S11", where, message) for where, message in problems(graph)]
         if broken:
             return None, findings + broken
-        with np.errstate(all="ignore"):
-            findings += _values(model, graph, parsed.findings, tie_limit)
+        findings += _values(model, graph, parsed.findings, tie_limit)
     findings += _shapes(model)
     return graph, findings
 

@@ -117,7 +117,7 @@ class Concat(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Requant(Layer):
-    """A lone Relu or Clip between two quantized tensors, or a change of scale."""
+    """A lone Relu or Clip between two quantized tensors; their grids may differ."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,8 +95,9 @@ def inspect(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES)
     except QunlearnError as err:
         loads, error = False, err.message
     dtypes: Counter[str] = Counter()
+    kinds = {number: name.lower() for name, number in TensorProto.DataType.items()}
     for t in model.graph.initializer:
-        dtypes[TensorProto.DataType.Name(t.data_type).lower()] += _data_bytes(t)
+        dtypes[kinds.get(t.data_type, "unknown")] += _data_bytes(t)
     seven = _within_seven_bits(model)
     label = _label(model)
     return Inspection(
@@ -129,7 +130,7 @@ def _data_bytes(t: onnx.TensorProto) -> int:
     try:
         return int(math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize)
     except KeyError:
-        return t.ByteSize()
+        return int(t.ByteSize())
 
 
 def _label(model: onnx.ModelProto) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -186,8 +186,9 @@ def _file_reasons(graph: g.Graph, model: onnx.ModelProto) -> list[str]:
     reasons = [f"file, {f.code} {f.where}: {f.message}" for f in findings if f.level == "error"]
     own = graph.quantized_tensors()
     theirs = {} if held is None else held.quantized_tensors()
-    same = held is not None and [_kind(one) for one in held.layers] == [_kind(one) for one in graph.layers]
-    if not same or {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in theirs.items()}:
+    kinds = [] if held is None else [_kind(one) for one in held.layers]
+    shapes = [{n: t.shape for n, t in tensors.items()} for tensors in (own, theirs)]
+    if held is None or kinds != [_kind(one) for one in graph.layers] or shapes[0] != shapes[1]:
         raise VerificationError(
             f"the file does not hold this network{': ' + '; '.join(reasons[:3]) if reasons else ''}.",
             remedy="Give the file that was exported from it.",
@@ -197,7 +198,18 @@ def _file_reasons(graph: g.Graph, model: onnx.ModelProto) -> list[str]:
         if differ:
             layer, _, part = name.rpartition(".")
             reasons.append(f"layer {layer}: {part} in the file differs from the network's in {differ} bytes")
+    for mine, other in zip(graph.layers, held.layers, strict=True):
+        facts, written = _facts(mine), _facts(other)
+        reasons += [
+            f"layer {mine.name}: {key} in the file is not the network's" for key in facts if facts[key] != written[key]
+        ]
     return reasons
+
+
+def _facts(layer: g.AnyLayer) -> dict[str, Any]:
+    """Everything about a layer that is not in a tensor: strides, pads, clamps, inputs."""
+    facts = {f.name: getattr(layer, f.name) for f in fields(layer) if not f.name.startswith(("weight", "bias"))}
+    return {**facts, "relu": layer.relu or layer.clip is not None}
 
 
 def _kind(layer: g.AnyLayer) -> tuple[str, str]:

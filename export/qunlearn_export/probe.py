@@ -44,7 +44,7 @@ def probe_graph() -> g.Graph:
     """One 3x3 convolution, 16 in and 32 out, weight codes of full range, ReLU, 8 x 8 positions."""
     rng = np.random.default_rng(_SEED)
     x = g.Activation(name="input", shape=(16, 8, 8), scale=np.float32(0.02), zero_point=3)
-    y = g.Activation(name="conv.out", shape=(32, 8, 8), scale=np.float32(0.9), zero_point=-128)
+    y = g.Activation(name="conv.out", shape=(32, 8, 8), scale=np.float32(0.4), zero_point=-128)
     weight = rng.integers(-127, 128, (32, 16, 3, 3)).astype(np.int8)
     weight[0] = 127
     layer = g.Conv(

@@ -7,6 +7,8 @@ is read from the protobuf bytes, so that the onnx package is not needed.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import platform
 import warnings
@@ -213,7 +215,8 @@ def make_session(
     for key, value in chosen.items():
         options.add_session_config_entry(key, value)
     try:
-        with warnings.catch_warnings():
+        # onnxruntime prints to stdout when it retries, which would spoil machine-readable output
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             return ort.InferenceSession(data, sess_options=options, providers=[provider])
     except Exception as err:  # onnxruntime raises many types of its own

@@ -74,10 +74,52 @@ class QuantModel(nn.Module):
         """One operator on dequantized inputs, its own quantizer included."""
         out = self._operate(step, inputs)
         if step.bn is not None:
-            out = self.get_submodule(step.bn)(out)
+            out = self._normalize(step, out)
+        elif step.kind == "linear" or step.kind == "conv":
+            shift = self._bias_rounding(step, None)
+            if shift is not None:
+                out = out + shift.reshape(-1, *([1] * (out.ndim - 2)))
         if step.act is not None:
             out = self.get_submodule(step.act)(out)
         return out
+
+    def _normalize(self, step: Step, x: Tensor) -> Tensor:
+        """BatchNorm; in evaluation mode with the folded bias on its int32 grid, as it ships."""
+        bn = self.get_submodule(str(step.bn))
+        assert isinstance(bn, nn.BatchNorm2d)
+        if bn.training or bn.running_mean is None or bn.running_var is None:
+            out: Tensor = bn(x)
+            return out
+        shift = self._bias_rounding(step, bn)
+        offset = bn.bias if shift is None else shift if bn.bias is None else bn.bias + shift
+        return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, offset, False, 0.0, bn.eps)
+
+    @torch.no_grad()
+    def _bias_rounding(self, step: Step, bn: nn.BatchNorm2d | None) -> Tensor | None:
+        """Rounded minus exact bias per output channel [K]; None where there is no bias or no quantization."""
+        q, x = self.weight_quantizer_of(step), self.quantizer_of(step.inputs[0])
+        if not q.enabled:
+            return None
+        bias = self.get_submodule(str(step.module)).bias
+        scale = q.scale.flatten() * x.scale
+        if bn is not None:
+            assert bn.running_mean is not None
+            assert bn.running_var is not None
+            factor = torch.rsqrt(bn.running_var + bn.eps)
+            if bn.weight is not None:
+                factor = factor * bn.weight
+            exact = -bn.running_mean * factor
+            if bn.bias is not None:
+                exact = exact + bn.bias
+            if isinstance(bias, Tensor):
+                exact = exact + bias * factor
+            scale = scale * factor.abs()
+        elif isinstance(bias, Tensor) and not self.training:
+            exact = bias
+        else:
+            return None
+        rounded = (exact / scale).round() * scale
+        return torch.where(rounded.isfinite(), rounded - exact, torch.zeros_like(exact))
 
     def _operate(self, step: Step, inputs: tuple[Tensor, ...]) -> Tensor:
         x, a = inputs[0], step.attrs

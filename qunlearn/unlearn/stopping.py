@@ -5,7 +5,7 @@ forgetting loss over-forgets. So a run is watched, from the first evaluation on,
 (``splits.heldout_stop``), and it is brought back to its best evaluation, never left at its last step.
 
 Own choices: the sampling error of a band counts both the held-out samples and the forget samples; the counters of
-"below the band" and "utility not ok" add up over the run, because forget accuracy is not monotone; where a reference
+"below the band" and "utility not ok" start anew when the run recovers, because neither is monotone; where a reference
 card knows the forgotten groups themselves, their own values give the band, with the sampling error of the forget set.
 """
 
@@ -248,8 +248,9 @@ class StopRule:
         if better:
             self.best, self.best_objective, self.best_usable = e, objective, usable
         self.confirmed = self.confirmed + 1 if inside and usable else 0
-        self.below += int(self.band is not None and e.forget_accuracy < self.band.accuracy[0])
-        self.unusable += int(not usable)
+        under = self.band is not None and e.forget_accuracy < self.band.accuracy[0]
+        self.below = self.below + 1 if under else 0
+        self.unusable = 0 if usable else self.unusable + 1
         if self.reason is None:
             if self.confirmed >= CONFIRM:
                 self.reason = "target_reached"

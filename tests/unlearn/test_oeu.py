@@ -202,6 +202,7 @@ if rank == 0:
 """
 
 
+@pytest.mark.slow
 def test_t04_two_processes_give_the_same_update(tmp_path: Path) -> None:
     base = [sys.executable, "-c", WORKER, str(Path(__file__).with_name("conftest.py")), str(tmp_path)]
     runs = [subprocess.Popen([*base, str(rank)]) for rank in (0, 1)]
