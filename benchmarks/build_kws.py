@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qunlearn.data.arrays import read_npz
 from qunlearn.data.dataset import content_hashes
 from qunlearn.data.features import FrontEnd
 from qunlearn.data.partition import strata, stratified_part
+from qunlearn.errors import DataError, QunlearnError
 from qunlearn_export.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,9 +47,12 @@ def find_source(data_dir: str | None) -> Path | None:
 
 def build(source: Path) -> dict[str, NDArray[Any]]:
     """The arrays of the keyword set: x uint8 [N,1,49,32], y uint8, group, id, split."""
-    with np.load(source, allow_pickle=False) as raw:
-        pcm, y, take = raw["x"], raw["y"].astype(np.int64), raw["take"]
-        group = raw["speakers"][raw["speaker"]].astype(np.str_)
+    raw = read_npz(source)
+    lacks = sorted({"x", "y", "take", "speaker", "speakers"} - set(raw))
+    if lacks:
+        raise DataError(f"{source} lacks {', '.join(lacks)}.", remedy="Give the file that docs/data.md describes.")
+    pcm, y, take = raw["x"], raw["y"].astype(np.int64), raw["take"]
+    group = raw["speakers"][raw["speaker"]].astype(np.str_)
     x = FrontEnd().apply(pcm)
     ids = np.array([f"{g}_{d}_{t}" for g, d, t in zip(group, y, take, strict=True)])
     split = np.where(take < TEST_TAKES, "test", "train").astype("<U7")
@@ -85,7 +90,11 @@ def main(argv: list[str] | None = None) -> int:
     if source is None:
         print("fsdd.npz not found. Give its folder by --data-dir or QUNLEARN_DATA.", file=sys.stderr)
         return 2
-    arrays = build(source)
+    try:
+        arrays = build(source)
+    except QunlearnError as err:
+        print(err, file=sys.stderr)
+        return err.exit_code
     data = pack(arrays)
     if len(data) > LIMIT:
         print(f"the file would have {len(data)} bytes, the limit is {LIMIT}. Use fewer codes.", file=sys.stderr)

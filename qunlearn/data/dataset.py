@@ -26,8 +26,13 @@ MAX_TEXT = 512
 def name_some(ids: Iterable[object], limit: int = 10) -> str:
     """The first ``limit`` ids and the count, for messages: ``a, b, c (3 in all)``."""
     items = [str(i) for i in ids]
-    shown = ", ".join(i if len(i) <= 80 else i[:77] + "..." for i in items[:limit])
+    shown = ", ".join(printable(i if len(i) <= 80 else i[:77] + "...") for i in items[:limit])
     return f"{shown}{', ...' if len(items) > limit else ''} ({len(items)} in all)"
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters and lone surrogates escaped: an id from a file must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def content_hashes(x: NDArray[Any], y: NDArray[np.int64]) -> list[str]:
@@ -107,9 +112,18 @@ class Preprocess:
         return cls(tuple(value["mean"]), tuple(value["std"]), value["divisor"], value["front_end"])
 
 
+def _plain(value: ArrayLike, name: str, bad: list[str]) -> NDArray[Any]:
+    """``value`` as an array; ragged lists are a problem."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        bad.append(f"{name} is ragged")
+        return np.zeros(0, np.uint8)
+
+
 def _strings(value: ArrayLike, name: str, bad: list[str]) -> NDArray[np.str_]:
     """Coerce whole numbers and text to an array of str; anything else is a problem."""
-    array = np.asarray(value)
+    array = _plain(value, name, bad)
     if array.dtype.kind in "iu":
         array = array.astype(np.str_)
     if array.dtype.kind == "T":
@@ -149,9 +163,10 @@ class Dataset:
 
     def __post_init__(self) -> None:
         bad: list[str] = []
-        x, y = np.asarray(self.x), np.asarray(self.y)
+        x, y = _plain(self.x, "x", bad), _plain(self.y, "y", bad)
         if x.dtype == np.float64:
-            x = x.astype(np.float32)
+            with np.errstate(over="ignore"):
+                x = x.astype(np.float32)
         if x.dtype not in (np.uint8, np.int8, np.float32):
             bad.append(f"x must be uint8, int8 or float32, not {x.dtype}")
         if x.ndim != 4 or 0 in x.shape:

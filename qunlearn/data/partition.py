@@ -7,6 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from qunlearn.errors import ConfigError
+
+
+def check_seed(seed: int) -> None:
+    """A seed is a whole number, 0 or more; anything else is a ConfigError."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ConfigError(f"the seed must be a whole number, 0 or more, not {seed!r}.", remedy="Such as --seed 0.")
+
 
 def strata(y: NDArray[np.int64], group: NDArray[np.str_] | None) -> list[tuple[int, str]]:
     """The stratum of every sample: its class, and its group where there is one."""
@@ -25,7 +33,8 @@ def stratified_part(
     ``purpose`` (a word that keeps different divisions of one data set independent) and on the contents, not on the
     order of the samples.
     """
-    rng = np.random.default_rng([seed, *purpose.encode()])
+    check_seed(seed)
+    rng = np.random.default_rng([int(seed), *purpose.encode()])
     units: dict[str, list[int]] = {}
     for i, h in enumerate(hashes):
         units.setdefault(h, []).append(i)
@@ -40,7 +49,7 @@ def stratified_part(
         want = min(len(names), max(0, round(fraction * seen) - chosen))
         chosen += want
         for k in rng.permutation(len(names))[:want]:
-            mask[units[names[k]]] = True
+            mask[units[names[int(k)]]] = True
     return mask
 
 
@@ -59,14 +68,15 @@ def assign_parts(
     ``given`` holds an official division; what it lacks is taken from its ``train`` samples: first ``test`` (a share of
     them), then ``heldout`` (a share of the rest), both seeded and stratified by class and group.
     """
-    part = np.full(len(y), "train", dtype="<U7") if given is None else given.astype("<U7")
+    part = np.full(len(y), "train") if given is None else given.astype(np.str_)
+    part = part.astype(np.promote_types(part.dtype, np.dtype("<U7")))
     cells = strata(y, group)
     for name, share in (("test", test), ("heldout", heldout)):
         if (part == name).any():
             continue
         pool = np.flatnonzero(part == "train")
         mask = stratified_part(
-            [hashes[i] for i in pool], [cells[i] for i in pool], share, seed=seed, purpose=f"part.{name}"
+            [hashes[int(i)] for i in pool], [cells[int(i)] for i in pool], share, seed=seed, purpose=f"part.{name}"
         )
         part[pool[mask]] = name
     return part

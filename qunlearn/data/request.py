@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qunlearn.data.dataset import MAX_TEXT, Dataset, digest_lines, name_some
+from qunlearn.data.dataset import MAX_TEXT, Dataset, digest_lines, name_some, printable
+from qunlearn.data.partition import check_seed
 from qunlearn.errors import DataError
 
 KINDS = ("random", "group", "class", "ids")
@@ -93,7 +94,9 @@ class Request:
         if self.kind == "random":
             return f"random {100 * (self.fraction or 0):.4g} % of the training samples"
         if self.kind == "class":
-            return f"class {name_some(self.values)}" if len(self.values) > 1 else f"class {self.values[0][:80]}"
+            return (
+                f"class {name_some(self.values)}" if len(self.values) > 1 else f"class {printable(self.values[0][:80])}"
+            )
         noun = "group" if self.kind == "group" else "sample id"
         return f"{len(self.values)} {noun}{'s' if len(self.values) > 1 else ''}"
 
@@ -123,7 +126,8 @@ class Request:
         train = dataset.where("train")
         if self.kind == "random":
             count = round((self.fraction or 0.0) * len(train))
-            rng = np.random.default_rng([seed, *b"request.random"])
+            check_seed(seed)
+            rng = np.random.default_rng([int(seed), *b"request.random"])
             first = train[rng.permutation(len(train))[:count]]
             wanted = {dataset.hashes[i] for i in first}
             chosen = np.array([i for i in train if dataset.hashes[i] in wanted], np.int64)
@@ -171,8 +175,8 @@ class Request:
 
 
 def _lookup(values: Sequence[str], names: Sequence[str], noun: str) -> list[int]:
-    """Indices of ``values`` among ``names``. Numbers count as indices only where no name looks like a number."""
-    numeric = any(re.fullmatch(r"-?[0-9]+", n) for n in names)
+    """Indices of ``values`` among ``names``. A number is the index of a class where no class name looks like one."""
+    numeric = noun == "group" or any(re.fullmatch(r"-?[0-9]+", n) for n in names)
     position = {n: i for i, n in enumerate(names)}
     out, unknown = [], []
     for value in values:
@@ -268,7 +272,7 @@ def _from_json(text: str, path: Path) -> Request:
         if isinstance(body, str):
             return Request("random", fraction=_fraction(body))
         if isinstance(body, bool) or not isinstance(body, int | float):
-            raise DataError(f"request file {path}: random must be a fraction.", remedy="Write 0.1 or \"10%\".")
+            raise DataError(f"request file {path}: random must be a fraction.", remedy='Write 0.1 or "10%".')
         return Request("random", fraction=float(body) if abs(body) <= 1 else -1.0)
     items = body if isinstance(body, list) else [body]
     if (kind == "ids" and not isinstance(body, list)) or not all(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qunlearn.errors import ConfigError
 from qunlearn.quant.fake import MIN_SCALE, FakeQuantize
 from qunlearn.quant.layers import act_quantizer, quant_identity, weight_quantizer
 from qunlearn.quant.spec import QuantSpec
@@ -162,6 +163,22 @@ class QuantModel(nn.Module):
         """The weight quantizer of a weighted step."""
         assert step.module is not None
         return weight_quantizer(self.get_submodule(step.module))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Copy tensors in place. ``strict`` must stay True and ``assign`` False (ConfigError).
+
+        The inherited version lets brevitas rebuild quantizers from its injectors, which a deep copy shares with its
+        original: two networks would then share scales.
+        """
+        own = self.state_dict()
+        if not strict or assign or set(own) != set(state_dict):
+            raise ConfigError(
+                "the tensors do not have the names of this network.", remedy="Load a complete state, strictly."
+            )
+        with torch.no_grad():
+            for name, value in state_dict.items():
+                own[name].copy_(value)
+        return None
 
     def quantizers(self) -> Iterator[tuple[str, FakeQuantize]]:
         """All quantizers by module path."""
