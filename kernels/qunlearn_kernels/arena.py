@@ -91,8 +91,7 @@ class GradientArena:
     def split(self, vector: Tensor) -> list[Tensor]:
         """Parameter-shaped views of any vector laid out like a row."""
         return [
-            vector[s.offset : s.offset + s.numel].view(p.shape)
-            for s, p in zip(self.segments, self.params, strict=True)
+            vector[s.offset : s.offset + s.numel].view(p.shape) for s, p in zip(self.segments, self.params, strict=True)
         ]
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:

@@ -68,9 +68,7 @@ def choose_backend(name: str, device: torch.device) -> str:
     return "torch"
 
 
-def dots(
-    arena: GradientArena, f: Tensor, r: Tensor, *, scope: str = "global", process_group: Any = None
-) -> Dots:
+def dots(arena: GradientArena, f: Tensor, r: Tensor, *, scope: str = "global", process_group: Any = None) -> Dots:
     """The three sums of two rows; all-reduced over ``process_group`` where the rows are shards."""
     _known(scope, "always")
     fr, rr, ff = (torch_backend.block_dot(arena, x, y, scope) for x, y in ((f, r), (r, r), (f, f)))

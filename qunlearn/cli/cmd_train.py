@@ -49,11 +49,14 @@ def command(
     from qunlearn.cli import workspace as ws
     from qunlearn.data.request import Request
     from qunlearn.data.splits import training_samples
+    from qunlearn.errors import DataError
 
     spec = quant.QuantSpec.parse(bits, weight_range=weight_range)
     dataset = ws.load_data(settings, source)
     request = Request.parse(exclude) if exclude is not None else None
     samples = training_samples(dataset, request, seed)
+    if reference_card and dataset.group is None:
+        raise DataError(f"data set {dataset.name!r} has no groups.", remedy="Leave --reference-card out.")
     recipe = ws.recipe_for(dataset, source, epochs)
     model = ws.build_model(name, dataset, spec, seed=seed, init_from=Path(init_from) if init_from else None)
     folder = new_folder(output, resume=resume)

@@ -152,10 +152,6 @@ def reference_card(
 
     ``keep(group, model, seconds)`` receives every such network: it is the retrained reference for that group.
     """
-    if dataset.group is None:
-        raise DataError(
-            f"data set {dataset.name!r} has no groups.", remedy="A reference card needs a group column; leave it out."
-        )
     values: dict[str, GroupValue] = {}
     names = dataset.group_names
     for i, group in enumerate(names):

@@ -44,6 +44,9 @@ def load(source: str, *, data_dir: Path | None = None, seed: int = 0) -> Dataset
         return from_arrays(path.stem, read_npz(path), seed=seed)
     if path is None and ":" in source:
         return _entry_point(source, seed)
+    if path is None and source.lower().endswith(".npz"):
+        places = "the working directory" if data_dir is None else f"the working directory or {data_dir}"
+        raise DataError(f"data source: there is no file {source[:200]} (looked for in {places}).", remedy="Check it.")
     what = f"{str(path)!r} is neither a .npz file nor a folder" if path else f"there is no data source {source[:200]!r}"
     raise DataError(f"{what}.", remedy=_FORMS)
 

@@ -71,7 +71,7 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
         target = getattr(importlib.import_module(module_name), function)
     except (ImportError, ValueError, AttributeError) as err:
         raise ConfigError(
-            f"network {name!r} cannot be imported: {err}.", remedy="Write package.module:function, importable from here."
+            f"network {name!r} cannot be imported: {err}.", remedy="Write package.module:function."
         ) from err
     finally:
         sys.path.remove(here)

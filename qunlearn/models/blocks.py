@@ -6,7 +6,13 @@ from torch import nn
 
 
 def conv_bn(
-    c_in: int, c_out: int, kernel: int | tuple[int, int], *, stride: int = 1, groups: int = 1, act: type[nn.Module] | None = nn.ReLU
+    c_in: int,
+    c_out: int,
+    kernel: int | tuple[int, int],
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    act: type[nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
     """Convolution without bias, BatchNorm and, unless ``act`` is None, an activation; half padding, [N, C, H, W]."""
     kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel

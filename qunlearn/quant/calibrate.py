@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from qunlearn.errors import DivergedError
 from qunlearn.quant.layers import act_quantizer
 from qunlearn.quant.model import WEIGHTED, QuantModel
 
@@ -56,6 +57,11 @@ def calibrate(model: QuantModel, batches: Iterable[Tensor]) -> None:
         model.train(was_training)
     for name, layer in _act_layers(model):
         r = ranges[name]
+        if not all(bool(torch.stack(v).isfinite().all()) for v in (r.lo, r.hi)):
+            raise DivergedError(
+                f"the network diverged: values before {name} are not finite.",
+                remedy="Check its initial weights and the data, or use a smaller lr.",
+            )
         _set_activation(layer, torch.stack(r.lo).mean(), torch.stack(r.hi).mean(), torch.stack(r.mean).mean())
 
 
@@ -64,10 +70,7 @@ def weight_scale(rows: Tensor, qmax: int, bits: int) -> Tensor:
 
     A row of zeros gets the median of the others, so that its codes are zero on a usable grid.
     """
-    if bits > LOW_BITS:
-        scale = rows.abs().amax(1) / qmax
-    else:
-        scale = 2 * rows.abs().mean(1) / qmax**0.5
+    scale = rows.abs().amax(1) / qmax if bits > LOW_BITS else 2 * rows.abs().mean(1) / qmax**0.5
     live = scale > 0
     fallback = scale[live].median() if bool(live.any()) else torch.tensor(1.0 / qmax)
     return torch.where(live, scale, fallback)

@@ -130,16 +130,20 @@ def code_changes(before: QuantModel, after: QuantModel) -> ChangeTable:
     )
 
 
-def _row(before: QuantModel, after: QuantModel, name: str, old: Any, new: Any) -> tuple[LayerChange, float, float, float]:
+def _row(
+    before: QuantModel, after: QuantModel, name: str, old: Any, new: Any
+) -> tuple[LayerChange, float, float, float]:
     step = next(s for s in before.steps if s.name == name and s.kind in WEIGHTED)
     q_old, q_new = before.weight_quantizer_of(step), after.weight_quantizer_of(step)
     w_old, w_new = _weight(before, str(step.module)), _weight(after, str(step.module))
     dw = (w_new - w_old).double()
     moved = (dw != 0).cpu().numpy()
     delta = new.weight.astype(np.int64) - old.weight.astype(np.int64)
-    sign = np.sign((old.weight.astype(np.int64) * q_old.codes(w_old).cpu().numpy().astype(np.int64)).sum(
-        axis=tuple(range(1, delta.ndim)), keepdims=True
-    ))
+    sign = np.sign(
+        (old.weight.astype(np.int64) * q_old.codes(w_old).cpu().numpy().astype(np.int64)).sum(
+            axis=tuple(range(1, delta.ndim)), keepdims=True
+        )
+    )
     changed = delta != 0
     dq = torch.from_numpy(delta * np.where(sign < 0, -1, 1)).double() * q_old.scale.detach().double()
     dot, dq2, dw2 = float((dq * dw).sum()), float((dq * dq).sum()), float((dw * dw).sum())

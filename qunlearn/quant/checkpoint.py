@@ -96,7 +96,9 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
     """The config of a run directory."""
     folder = Path(path)
     if not folder.is_dir():
-        raise ArtefactError(f"there is no run directory {folder}.", remedy="Give the folder that `qunlearn train` wrote.")
+        raise ArtefactError(
+            f"there is no run directory {folder}.", remedy="Give the folder that `qunlearn train` wrote."
+        )
     where = folder / CONFIG
     try:
         text = where.read_text()
@@ -131,7 +133,9 @@ def load_state(model: QuantModel, tensors: dict[str, torch.Tensor], *, where: st
     problems += [f"unknown {n}" for n in tensors if n not in own]
     for name, value in tensors.items():
         if name in own and (value.shape != own[name].shape or value.dtype != own[name].dtype):
-            problems.append(f"{name} is {value.dtype} {tuple(value.shape)}, not {own[name].dtype} {tuple(own[name].shape)}")
+            problems.append(
+                f"{name} is {value.dtype} {tuple(value.shape)}, not {own[name].dtype} {tuple(own[name].shape)}"
+            )
         elif value.is_floating_point() and not bool(value.isfinite().all()):
             problems.append(f"{name} is not finite")
     if problems:

@@ -45,5 +45,3 @@ class TorchColumn:
                 return result
         finally:
             self.model.train(was_training)
-
-

@@ -8,7 +8,7 @@ of differentiable operations on the incoming gradient.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,8 @@ class FakeQuantize(nn.Module):
         hi = self.hi - z
         n = x.numel() / max(1, self.scale.numel()) if self.scale.numel() > 1 else x.numel() / x.shape[0]
         grad_scale = 1.0 / (n * max(1, hi)) ** 0.5
-        return cast(Tensor, _FakeQuantize.apply(x, self.scale, self.lo - z, hi, grad_scale))
+        out: Tensor = _FakeQuantize.apply(x, self.scale, self.lo - z, hi, grad_scale)  # type: ignore[no-untyped-call]
+        return out
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes (int8) of ``x`` on this grid."""

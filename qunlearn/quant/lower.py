@@ -109,7 +109,7 @@ def _clamp(model: QuantModel, step: Step) -> dict[str, Any]:
     if top < 255:
         limits.append(np.multiply(np.float32(top), scale, dtype=np.float32))
     ceiling = layer.ceiling
-    if ceiling is not None and np.rint(np.float32(ceiling) / scale) < top:
+    if isinstance(ceiling, float) and np.rint(np.float32(ceiling) / scale) < top:
         limits.append(np.float32(ceiling))
     return {"relu": True, "clip": min(limits) if limits else None}
 

@@ -194,9 +194,7 @@ class QuantModel(nn.Module):
 
 def scale_parameter_names(model: nn.Module) -> frozenset[str]:
     """Names of the parameters that are quantization scales."""
-    return frozenset(
-        f"{name}.scale" for name, module in model.named_modules() if isinstance(module, FakeQuantize)
-    )
+    return frozenset(f"{name}.scale" for name, module in model.named_modules() if isinstance(module, FakeQuantize))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -160,7 +160,9 @@ def _optimizer(
     model: QuantModel, recipe: Recipe, momentum_of: torch.optim.Optimizer | None = None
 ) -> torch.optim.Optimizer:
     scales = scale_parameter_names(model)
-    decay, plain, grid = [], [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    grid: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         (grid if name in scales else decay if p.ndim > 1 else plain).append(p)
     groups = [
@@ -182,8 +184,6 @@ def _lr(recipe: Recipe, step: int, total: int, per_epoch: int) -> float:
 
 
 def _crop_flip(batch: Any, seed: int) -> Any:
-    from dataclasses import replace
-
     rng = np.random.default_rng(seed)
     x = batch.x
     n, _, h, w = x.shape
@@ -197,9 +197,7 @@ def _crop_flip(batch: Any, seed: int) -> Any:
     return replace(batch, x=out.contiguous())
 
 
-def _restore(
-    model: QuantModel, optimizer: torch.optim.Optimizer, path: str | os.PathLike[str], key: str
-) -> int:
+def _restore(model: QuantModel, optimizer: torch.optim.Optimizer, path: str | os.PathLike[str], key: str) -> int:
     tensors, facts = load_tensors(path)
     if facts.get("key") != key:
         raise ArtefactError(

@@ -40,11 +40,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``base`` and ``without`` (class 7 left out), ``oeu`` unlearned from base, and ``model.onnx`` of it."""
     folder = tmp_path_factory.mktemp("runs")
     common = ["--data", "digits", "--model", "resnet8@8", "--epochs", "4"]
+    settings = ["--set", "lr=0.01", "--set", "max_steps=20"]
     steps = [
         ["train", *common, "-o", folder / "base"],
         ["train", *common, "--exclude", "class=7", "--seed", "5", "-o", folder / "without"],
-        ["unlearn", folder / "base", "--forget", "class=7", "--method", "oeu", "--set", "lr=0.01"]
-        + ["--set", "max_steps=20", "-o", folder / "oeu"],
+        ["unlearn", folder / "base", "--forget", "class=7", "--method", "oeu", *settings, "-o", folder / "oeu"],
         ["export", folder / "oeu", "-o", folder / "model.onnx", "--parity-n", "64"],
     ]
     for step in steps:

@@ -99,6 +99,18 @@ def mutated_onnx(home: Path, tmp: Path) -> list[Any]:
     return ["audit", tmp / "changed.onnx", "--before", home / "base", "--forget", "class=7", "-o", tmp / "out"]
 
 
+def hot_network(home: Path, tmp: Path) -> list[Any]:
+    """A user's network whose first logits overflow float32."""
+    (tmp / "hot.py").write_text(
+        "from torch import nn\n"
+        "def net(in_shape, num_classes):\n"
+        "    head = nn.Linear(64, num_classes)\n"
+        "    nn.init.constant_(head.weight, 1e38)\n"
+        "    return nn.Sequential(nn.Flatten(), head)\n"
+    )
+    return train("--model", "hot:net", "--epochs", "2")(home, tmp)
+
+
 def file_in_the_way(home: Path, tmp: Path) -> list[Any]:
     (tmp / "out").write_text("")
     return train()(home, tmp)
@@ -120,7 +132,7 @@ def request_file(text: str, name: str = "r.json") -> Callable[[Path, Path], list
 
 CASES: list[Case] = [
     ("unknown data", 2, "data source", train("--data", "mnist9")),
-    ("missing npz", 2, "data source", train("--data", "@none.npz")),
+    ("missing npz", 2, "none.npz", train("--data", "@none.npz")),
     ("no parts of cifar10", 2, "cifar10_jpeg", lambda h, t: [*train("--data", "cifar10")(h, t), "--data-dir", t]),
     ("npz without y", 2, "lacks y", npz(x=np.zeros((20, 1, 8, 8), np.uint8))),
     ("npz of wrong shape", 2, "shape", npz(x=np.zeros((20, 8, 8), np.uint8), y=np.zeros(20, np.int64))),
@@ -153,8 +165,13 @@ CASES: list[Case] = [
     ("request no JSON", 2, "JSON", request_file("{")),
     ("request of a future version", 2, "version", request_file('{"version": 9, "class": 7}')),
     ("CSV without header", 2, "header", request_file("3\n4\n", "r.csv")),
-    ("lr too small to change a code", 3, "no integer code", unlearn("--set", "lr=1e-12", "--set", "epochs=1")),
-    ("diverges", 6, "non-finite", unlearn("--set", "lr=10", "--set", "epochs=3", method="ga")),
+    (
+        "lr too small to change a code",
+        3,
+        "no integer code",
+        unlearn("--set", "lr=1e-12", "--set", "epochs=1", "--set", "bn=frozen"),
+    ),
+    ("diverges", 6, "diverged", hot_network),
     ("corrupt checkpoint", 2, "safetensors", on_broken(truncate)),
     ("future checkpoint", 2, "version", on_broken(future)),
     ("config no JSON", 2, "JSON", on_broken(no_json)),
@@ -183,8 +200,17 @@ def snapshot(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(("name", "code", "word", "make"), CASES, ids=[c[0] for c in CASES])
 def test_wrong_input(
-    name: str, code: int, word: str, make: Callable[[Path, Path], list[Any]], home: Path, tmp_path: Path, call: Any
+    name: str,
+    code: int,
+    word: str,
+    make: Callable[[Path, Path], list[Any]],
+    home: Path,
+    tmp_path: Path,
+    call: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUNLEARN_CACHE", str(tmp_path / "cache"))
     argv = make(home, tmp_path)
     before, runs = snapshot(tmp_path), snapshot(home)
     done = call(*argv)

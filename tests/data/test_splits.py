@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,8 @@ def test_splits_never_overlap_and_lose_nothing(toy: Dataset, text: str) -> None:
 @pytest.mark.parametrize(("text", "each"), [("class=bee", 20), ("group=cleo", 15)])
 def test_the_forgotten_kind_leaves_heldout_and_test(toy: Dataset, text: str, each: int) -> None:
     splits = make_splits(toy, Request.parse(text), seed=4)
-    kind = toy.y == 1 if text == "class=bee" else toy.group == "cleo"
+    assert toy.group is not None
+    kind = np.asarray(toy.y == 1 if text == "class=bee" else toy.group == "cleo")
     for name in ("retain", "heldout_stop", "heldout_audit", "test"):
         assert not kind[getattr(splits, name).index].any()
     for samples, part in ((splits.forget, "train"), (splits.forget_heldout, "heldout"), (splits.forget_test, "test")):
@@ -120,7 +122,7 @@ def test_empty_splits_are_named(toy: Dataset, make: Make) -> None:
 
 
 def test_splits_made_by_hand_are_checked(toy: Dataset, make: Make) -> None:
-    parts = {name: Samples(toy, np.arange(5 * i, 5 * i + 5)) for i, name in enumerate(FIVE)}
+    parts: dict[str, Any] = {name: Samples(toy, np.arange(5 * i, 5 * i + 5)) for i, name in enumerate(FIVE)}
     assert len(Splits(**parts).heldout) == 10
     with pytest.raises(DataError, match=r"retain and test share samples: s005, s006 \(2 in all\)"):
         Splits(**{**parts, "test": Samples(toy, np.array([5, 6, 30]))})
