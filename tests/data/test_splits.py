@@ -144,6 +144,13 @@ def test_digests_do_not_depend_on_the_order_of_samples(toy: Dataset, make: Make)
     assert len(digests) == 3
 
 
+def test_digests_depend_on_who_is_in_which_split(toy: Dataset) -> None:
+    parts: dict[str, Any] = {name: Samples(toy, np.arange(5 * i, 5 * i + 5)) for i, name in enumerate(FIVE)}
+    other = {**parts, "test": Samples(toy, np.arange(40, 45))}
+    swapped = {**parts, "heldout_stop": parts["heldout_audit"], "heldout_audit": parts["heldout_stop"]}
+    assert len({Splits(**p).digest() for p in (parts, other, swapped)}) == 3
+
+
 def test_training_samples(toy: Dataset) -> None:
     np.testing.assert_array_equal(training_samples(toy).index, toy.where("train"))
     request = Request.parse("random=30%")

@@ -1,0 +1,6 @@
+"""``python -m qunlearn``."""
+
+from qunlearn.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Projection against a plain float64 oracle, over random segment tables, scopes, conditions and ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from qunlearn.errors import ConfigError, DivergedError, NotYetError
+from qunlearn_kernels.arena import GradientArena
+from qunlearn_kernels.projection import Basis, choose_backend, dots, project, project_k, step
+
+SIZES = st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 33, 64, 100, 1025]), min_size=1, max_size=9)
+
+
+def arena_of(sizes: list[int], roles: tuple[str, ...] = ("forget", "retain")) -> GradientArena:
+    params = [(f"layer{i // 2}.p{i}", nn.Parameter(torch.zeros(n))) for i, n in enumerate(sizes)]
+    return GradientArena(params, roles=roles)
+
+
+def fill(arena: GradientArena, role: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for view in arena.views(role):
+        view.copy_(torch.randn(view.shape, generator=generator))
+
+
+def oracle(
+    arena: GradientArena, f: torch.Tensor, r: torch.Tensor, scope: str, when: str, p: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Segment by segment in float64, as the equations read."""
+    out = f.double().clone()
+    groups: dict[str, list[slice]] = {}
+    for s in arena.segments:
+        key = {"global": "all", "layer": s.group, "tensor": s.name}[scope]
+        groups.setdefault(key, []).append(slice(s.offset, s.offset + s.numel))
+    for parts in groups.values():
+        ff = torch.cat([f[s] for s in parts]).double()
+        rr = torch.cat([r[s] for s in parts]).double()
+        pp = torch.ones_like(rr) if p is None else torch.cat([p[s] for s in parts]).double()
+        conflict = torch.dot(ff, rr) < 0
+        norm = torch.dot(rr, pp * rr)
+        if (when == "always" or conflict) and norm > 0:
+            factor = torch.dot(rr, pp * ff) / (norm + 1e-12)
+            for s in parts:
+                out[s] -= factor * r[s].double()
+    return out
+
+
+def close(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> None:
+    assert float((a.double() - b).norm()) <= 1e-6 * float(scale.double().norm()) + 1e-30
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    sizes=SIZES,
+    seed=st.integers(0, 10_000),
+    scope=st.sampled_from(["global", "layer", "tensor"]),
+    when=st.sampled_from(["always", "conflict"]),
+    mix=st.sampled_from([0.0, 0.9, -0.9, 50.0]),
+)
+def test_equals_the_oracle(sizes: list[int], seed: int, scope: str, when: str, mix: float) -> None:
+    arena = arena_of(sizes)
+    fill(arena, "forget", seed)
+    fill(arena, "retain", seed + 1)
+    f, r = arena.row("forget"), arena.row("retain")
+    f.add_(r, alpha=mix)
+    want, before = oracle(arena, f, r, scope, when), f.clone()
+    stats = project(arena, scope=scope, when=when)
+    close(f, want, before)
+    if when == "always":
+        assert abs(stats.cos_after) <= 1e-6 or stats.norm_fperp <= 1e-6 * stats.norm_f
+    padding = torch.ones(arena.size, dtype=torch.bool)
+    for s in arena.segments:
+        padding[s.offset : s.offset + s.numel] = False
+    assert not f[padding].any()
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "tensor"])
+def test_metric(scope: str) -> None:
+    arena = arena_of([40, 3, 1000, 77])
+    fill(arena, "forget", 0)
+    fill(arena, "retain", 1)
+    metric = torch.rand(arena.size, generator=torch.Generator().manual_seed(2)) + 0.1
+    f, r = arena.row("forget"), arena.row("retain")
+    want, before = oracle(arena, f, r, scope, "always", metric), f.clone()
+    project(arena, scope=scope, metric=metric)
+    close(f, want, before)
+    assert abs(float(torch.dot((metric * r).double(), f.double()))) <= 1e-6 * float((metric * r).norm() * f.norm())
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 16])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_subspace(k: int, scope: str) -> None:
+    arena = arena_of([300, 20, 500])
+    basis = Basis(arena, k, scope=scope)
+    rows = []
+    for i in range(k + 2):
+        fill(arena, "retain", 10 + i)
+        rows.append(arena.row("retain").clone())
+        basis.push(rows[-1])
+    fill(arena, "forget", 0)
+    f = arena.row("forget")
+    stack = torch.stack(rows[-k:]).double()
+    want = f.double().clone()
+    if scope == "global":
+        coefficients = torch.linalg.lstsq(stack.T, want[:, None]).solution
+        want -= (stack.T @ coefficients)[:, 0]
+    before = f.clone()
+    stats = project_k(arena, basis)
+    if scope == "global":
+        close(f, want, before)
+    for row in rows[-k:]:
+        assert abs(float(torch.dot(row.double(), f.double()))) <= 2e-6 * float(row.norm() * before.norm())
+    assert abs(stats.cos_after) <= 1e-6
+
+
+def test_a_repeated_row_is_dropped() -> None:
+    arena = arena_of([100])
+    fill(arena, "retain", 1)
+    basis = Basis(arena, 4)
+    basis.push(arena.row("retain"))
+    basis.push(2 * arena.row("retain"))
+    assert len(basis.rows()) == 1
+
+
+def test_zero_retain_leaves_forget_untouched() -> None:
+    arena = arena_of([50, 7])
+    fill(arena, "forget", 3)
+    before = arena.row("forget").clone()
+    stats = project(arena)
+    assert torch.equal(arena.row("forget"), before)
+    assert stats.removed == 0.0
+
+
+def test_scope_none_measures_only() -> None:
+    arena = arena_of([50])
+    fill(arena, "forget", 3)
+    fill(arena, "retain", 4)
+    before = arena.row("forget").clone()
+    stats = project(arena, scope="none")
+    assert torch.equal(arena.row("forget"), before)
+    assert stats.cos_before == stats.cos_after != 0
+
+
+@pytest.mark.parametrize(("role", "word"), [("forget", "forget"), ("retain", "retain")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_names_the_tensor(role: str, word: str, value: float) -> None:
+    arena = arena_of([5, 6, 7])
+    fill(arena, "forget", 0)
+    fill(arena, "retain", 1)
+    arena.views(role)[1][2] = value
+    with pytest.raises(DivergedError, match=f"{word}.*p1"):
+        project(arena)
+
+
+def test_step() -> None:
+    arena = arena_of([5, 6])
+    fill(arena, "forget", 0)
+    fill(arena, "retain", 1)
+    want = [-0.1 * (r + 2 * f) for f, r in zip(arena.views("forget"), arena.views("retain"), strict=True)]
+    step(arena, lr=0.1, lam=2.0)
+    for p, w in zip(arena.params, want, strict=True):
+        assert torch.allclose(p.detach(), w, atol=1e-7)
+
+
+def test_vectors_of_another_layout_are_refused() -> None:
+    arena = arena_of([5])
+    with pytest.raises(ConfigError, match="laid out"):
+        project(arena, forget=torch.zeros(5))
+    with pytest.raises(ConfigError, match="scope"):
+        project(arena, scope="model")
+    with pytest.raises(ConfigError, match="row"):
+        project(arena, forget="elsewhere")
+
+
+def test_backends_by_name() -> None:
+    cpu = torch.device("cpu")
+    assert choose_backend("auto", cpu) == choose_backend("torch", cpu) == "torch"
+    for name in ("triton", "cuda"):
+        with pytest.raises(NotYetError):
+            choose_backend(name, cpu)
+    with pytest.raises(ConfigError):
+        choose_backend("numpy", cpu)
+
+
+CHILD = """
+import hashlib, torch
+from torch import nn
+from qunlearn_kernels.arena import GradientArena
+from qunlearn_kernels.projection import project
+torch.set_num_threads(THREADS)
+g = torch.Generator().manual_seed(0)
+sizes = [200_000, 7, 33_333, 1, 64]
+arena = GradientArena([(f"l{i}.w", nn.Parameter(torch.zeros(n))) for i, n in enumerate(sizes)])
+for scope in ("global", "layer", "tensor"):
+    for role in ("forget", "retain"):
+        for v in arena.views(role):
+            v.copy_(torch.randn(v.shape, generator=g))
+    s = project(arena, scope=scope)
+    print(hashlib.sha256(arena.row("forget").numpy().tobytes()).hexdigest(), s.cos_before, s.norm_f)
+"""
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    seen = set()
+    for threads in (1, 2, 4):
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        code = CHILD.replace("THREADS", str(threads))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+        seen.add(done.stdout)
+    assert len(seen) == 1
+
+
+def _worker(rank: int, port: int, out: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    arena = arena_of([64, 100])
+    whole = arena_of([128, 200])
+    for role, seed in (("forget", 0), ("retain", 1)):
+        fill(whole, role, seed)
+        for mine, full in zip(arena.views(role), whole.views(role), strict=True):
+            mine.copy_(full.chunk(2)[rank])
+    project(arena, process_group=torch.distributed.group.WORLD)
+    out[rank] = [v.tolist() for v in arena.views("forget")]
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one() -> None:
+    import socket
+
+    import torch.multiprocessing as mp
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with mp.Manager() as manager:
+        out = manager.dict()
+        mp.start_processes(_worker, args=(port, out), nprocs=2, start_method="fork")
+        parts = [out[0], out[1]]
+    whole = arena_of([128, 200])
+    fill(whole, "forget", 0)
+    fill(whole, "retain", 1)
+    project(whole)
+    for i, view in enumerate(whole.views("forget")):
+        both = torch.tensor([*parts[0][i], *parts[1][i]])
+        assert torch.allclose(both, view, rtol=1e-6, atol=1e-6)
+
+
+def test_dots_are_exact_sums() -> None:
+    arena = arena_of([3, 20])
+    arena.row("forget").fill_(1.0)
+    arena.row("retain")[: arena.size] = 2.0
+    d = dots(arena, arena.row("forget"), arena.row("retain"), scope="tensor")
+    assert d.fr.tolist() == [32.0, 64.0], "padding counts here because it was filled by hand"
