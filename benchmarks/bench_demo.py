@@ -1,10 +1,10 @@
 """The demo's claim, over all speakers and several seeds: OEU against FT, GA, NegGrad+ and RL at equal tuning budgets.
 
-    python benchmarks/bench_demo.py [--seeds 0 1 2] [--budget 8] [--work runs/bench_demo] [--out benchmarks/results]
+    python benchmarks/bench_demo.py [--seeds 0 1 2] [--budget 6] [--work runs/bench_demo] [--out benchmarks/results]
 
 Networks (one base and one retrained per speaker and seed) are trained into ``--work`` once and reused. Every method
 gets the same number of configurations, drawn with one seed from declared ranges, the same stop rule with the same
-reference card, and is tuned on a network of its own seed (100) and one speaker, on held-out data only; a run above
+reference card, and is tuned on a network of its own seed (100) and two speakers, on held-out data only; a run above
 20 % of retraining time counts as failed. Then every speaker and seed is forgotten with the configuration chosen.
 All figures are read from the int8 ONNX files. Results: ``demo_cells.jsonl`` (one line a cell, resumable),
 ``demo.json`` and ``demo.md``.
@@ -35,28 +35,29 @@ from qunlearn.data.splits import Splits, make_splits
 from qunlearn.errors import QunlearnError
 from qunlearn.unlearn import METHODS
 
-TUNE_SEED, TUNE_GROUP, DRAW_SEED = 100, "lucas", 7
-EPOCHS = (1, 3, 5, 10)
+TUNE_SEED, TUNE_GROUPS, DRAW_SEED = 100, ("lucas", "george"), 7
+EPOCHS = (1, 2, 3)
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
-    "oeu": {"lr": (2e-4, 2e-3), "lam": (1.0, 5.0)},
+    "oeu": {"lr": (2e-4, 1e-3), "lam": (1.0, 4.0)},
     "ft": {"lr": (1e-3, 1e-1)},
     "ga": {"lr": (1e-6, 1e-4)},
     "neggrad_plus": {"lr": (1e-4, 1e-2)},
     "rl": {"lr": (1e-4, 1e-2)},
 }
-"""Log-uniform: two decades of lr around each method's default; for OEU one decade, and its own parameter lam."""
+"""Log-uniform: two decades of lr around each method's default. OEU: narrower, set after exploring it on seed 0, one
+speaker, before this benchmark was written; the others were not explored beforehand."""
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {"oeu": {"loss": ("e1", "e2"), "batch_size": ("32", "64")}}
-COMMON = {"stop_rule": "true", "probe": "200"}
-OEU_FIXED = {"max_steps": "60", "diag_every": "1000"}
+COMMON = {"stop_rule": "true", "probe": "150", "eval_every": "3"}
+OEU_FIXED = {"max_steps": "90", "diag_every": "1000"}
 TIME_SHARE = 0.2
 _FIXED: dict[tuple[int, str, bool], dict[str, Any]] = {}
 SETS = ("forget_accuracy", "retain_accuracy", "heldout_accuracy", "test_accuracy", "mia")
 
 
 def draw(method: str, budget: int) -> list[dict[str, str]]:
-    """The configurations of one method; the first is the method's default with the stop rule on."""
+    """The configurations of one method."""
     rng = np.random.default_rng([DRAW_SEED, *method.encode()])
-    out: list[dict[str, str]] = [dict(COMMON)]
+    out: list[dict[str, str]] = []
     while len(out) < budget:
         config = dict(COMMON)
         for name, (lo, hi) in RANGES[method].items():
@@ -157,13 +158,16 @@ def tune(settings: Settings, work: Path, budget: int, log: Path) -> dict[str, di
     for method in RANGES:
         tried = []
         for config in draw(method, budget):
-            known = [c for c in cells(log) if (c["seed"], c["method"], c["config"]) == (TUNE_SEED, method, config)]
-            if not known:
-                cell = run_cell(settings, nets, TUNE_SEED, TUNE_GROUP, method, config, closed=True)
-                with log.open("a") as f:
-                    f.write(json.dumps(cell) + "\n")
-                known = [cell]
-            tried.append((score(known[0], closed=True), config))
+            scores = []
+            for group in TUNE_GROUPS:
+                key = (TUNE_SEED, group, method, config)
+                known = [c for c in cells(log) if (c["seed"], c["group"], c["method"], c["config"]) == key]
+                if not known:
+                    known = [run_cell(settings, nets, TUNE_SEED, group, method, config, closed=True)]
+                    with log.open("a") as f:
+                        f.write(json.dumps(known[0]) + "\n")
+                scores.append(score(known[0], closed=True))
+            tried.append((statistics.fmean(scores), config))
             settings.say(f"tuning {method} {config}: {tried[-1][0]:.4f}")
         chosen[method] = min(tried, key=lambda t: t[0])[1]
     return chosen
@@ -199,7 +203,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budget", type=int, default=8)
+    parser.add_argument("--budget", type=int, default=6)
     parser.add_argument("--work", type=Path, default=Path("runs/bench_demo"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--train-only", action="store_true", help="train the networks of --seeds and stop")
