@@ -13,9 +13,9 @@ from qunlearn.cli import common
 from qunlearn.cli.common import Settings, new_folder, require_workstation
 
 
-@common.command("demo", example="qunlearn demo\nqunlearn demo --group theo -o demo-theo")
+@common.command("demo", example="qunlearn demo\nqunlearn demo --group theo -o runs/theo")
 @click.option("--from-scratch", is_flag=True, help="Train the base network and all references first (minutes).")
-@click.option("--group", default="george", show_default=True, metavar="NAME", help="Speaker to forget.")
+@click.option("--group", default="lucas", show_default=True, metavar="NAME", help="Speaker to forget.")
 @click.option("-o", "--output", default="runs/demo", show_default=True, type=click.Path(), help="Folder to write.")
 def command(settings: Settings, from_scratch: bool, group: str, output: str) -> int:
     """Erase one speaker from an int8 keyword spotter by OEU, audit the ONNX file, write a report."""

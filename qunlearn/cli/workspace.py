@@ -49,7 +49,8 @@ def data_of_run(settings: Settings, config: quant.RunConfig, source: str | None 
     """The data set a run was trained on; DataError when what is found now is not that data set."""
     dataset = load_data(settings, source or config.data)
     known = config.provenance.get("dataset_digest")
-    if known is not None and known != dataset.digest():
+    same = known is None or (known == dataset.digest() and config.preprocess == dataset.preprocess.to_json())
+    if not same:
         raise DataError(
             f"the data of {config.data!r} are not those that the run was trained on.",
             remedy="Give the original data by --data-dir or --data.",

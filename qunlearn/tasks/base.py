@@ -48,8 +48,8 @@ class Task(ABC):
         """``accuracy`` (argmax, lowest index wins), ``confidence`` (mean true-class probability), ``loss`` (nats)."""
 
     def predict(self, model: nn.Module, samples: Samples, *, batch_size: int = 256) -> NDArray[np.float32]:
-        """Logits of all ``samples`` in evaluation mode, without gradient; the module's mode is restored."""
-        was_training = model.training
+        """Logits of all ``samples`` in evaluation mode, without gradient; every module's mode is restored."""
+        modes = [(m, m.training) for m in model.modules()]
         model.eval()
         parts = []
         try:
@@ -58,6 +58,7 @@ class Task(ABC):
                     rows = np.arange(start, min(start + batch_size, len(samples)))
                     parts.append(self.logits(model, self.batch(samples, rows)))
         finally:
-            model.train(was_training)
+            for module, training in modes:
+                module.training = training
         out: NDArray[np.float32] = torch.cat(parts).to(torch.float32).cpu().numpy()
         return out

@@ -1,0 +1,192 @@
+"""Fill the generated tables of the documentation from the registries: ``python docs/generate.py [--check]``.
+
+A table stands between ``<!-- generated:NAME:begin -->`` and ``<!-- generated:NAME:end -->`` in README.md,
+CONTRIBUTING.md or a page under docs/. ``--check`` writes nothing and exits with 1 when a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from qunlearn import errors
+from qunlearn.audit import AUDITS, GLOSSARY
+from qunlearn.audit.codes import REASONS, WARNINGS
+from qunlearn.cli import COMMANDS
+from qunlearn.cli.workspace import RECIPES
+from qunlearn.models import MODELS
+from qunlearn.quant import Recipe
+from qunlearn.unlearn import METHODS, hypers
+
+ROOT = Path(__file__).resolve().parent.parent
+_BLOCK = re.compile(
+    r"(<!-- generated:(?P<name>[^:\s]+):begin -->\n)(?P<text>.*?)(<!-- generated:(?P=name):end -->)", re.S
+)
+_MARK = re.compile(r"<!-- generated:(?P<name>[^:\s]+):(?:begin|end) -->")
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """Every file that may hold generated tables, sorted."""
+    return [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def page_of(cls: type) -> str:
+    """The page of a method or audit, which has the name of its module: ``graddiff`` is on ``neggrad_plus.md``."""
+    return f"{cls.__module__.rsplit('.', 1)[-1]}.md"
+
+
+def cell(value: object) -> str:
+    """A value as the text of a table cell."""
+    text = " ".join(str(value).replace("``", "`").split())
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def code(value: object) -> str:
+    """A value in code font; empty text stays empty."""
+    text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    return f"`{text}`" if text else "empty"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; cells are ready-made text."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def about(item: object) -> str:
+    """The first sentence of a docstring, as a cell."""
+    return cell((item.__doc__ or "").strip().split("\n\n")[0])
+
+
+def _parameters(rows: Iterable[tuple[str, object, str, str, str]]) -> str:
+    shown = [
+        [code(name), code(default), cell(span) or "text", cell(unit) or "-", cell(doc)]
+        for name, default, span, unit, doc in rows
+    ]
+    return table(("name", "default", "values", "unit", "what it is"), shown)
+
+
+def _method(name: str) -> str:
+    cls = METHODS[name]
+    text = _parameters((h.name, h.default, h.range, h.unit, h.doc) for h in hypers(cls).values())
+    for preset, values in cls.presets.items():
+        settings = ", ".join(f"`{k}={v}`" for k, v in values.items())
+        text += f"\nPreset `{preset}` (`--set preset={preset}`): {settings}.\n"
+    return text
+
+
+def _audit(name: str) -> str:
+    return _parameters((r["name"], r["default"], r["range"], r["unit"], r["doc"]) for r in AUDITS[name].describe())
+
+
+def _methods() -> str:
+    rows = [[f"[`{n}`](docs/{page_of(c)})", about(c), ", ".join(c.tasks)] for n, c in METHODS.items()]
+    return table(("method", "what it does", "declares"), rows)
+
+
+def _audits() -> str:
+    rows = [[f"[`{n}`](docs/{page_of(c)})", about(c), code(c.metric)] for n, c in AUDITS.items()]
+    return table(("audit", "what it measures", "metric"), rows)
+
+
+def _glossary() -> str:
+    rows = [
+        [code(k), cell(e.title), cell(e.formula), cell(e.target), cell(e.reference), e.range, cell(e.interval), e.unit]
+        for k, e in GLOSSARY.items()
+    ]
+    head = ("metric", "title", "formula", "target", "reference", "range", "interval", "unit")
+    return table(head, [[cell(c) if i == 5 else c for i, c in enumerate(row)] for row in rows])
+
+
+def _errors() -> str:
+    rows = []
+    for name in sorted(errors.__all__, key=lambda n: (getattr(errors, n).exit_code, n)):
+        cls = getattr(errors, name)
+        rows.append([code(name), about(cls), str(cls.exit_code)])
+    return table(("class", "raised for", "exit code"), rows)
+
+
+def _codes(codes: Mapping[str, str]) -> str:
+    return table(("code", "meaning"), [[code(k), cell(v)] for k, v in codes.items()])
+
+
+def _recipes() -> str:
+    rows = []
+    for source, settings in RECIPES.items():
+        recipe = Recipe(**settings)
+        rows.append([code(source), *map(str, (recipe.epochs, recipe.float_epochs, recipe.batch_size, recipe.lr))])
+    other = Recipe()
+    rows.append(["any other", *map(str, (other.epochs, other.float_epochs, other.batch_size, other.lr))])
+    return table(("source", "epochs", "of them float", "batch size", "peak learning rate"), rows)
+
+
+def _models() -> str:
+    return table(("name", "network"), [[code(n), about(item)] for n, item in MODELS.items()])
+
+
+def _commands() -> str:
+    return table(("command", "what it does"), [[code(f"qunlearn {n}"), cell(text)] for n, text in COMMANDS.items()])
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "methods": _methods,
+    "audits": _audits,
+    "glossary": _glossary,
+    "errors": _errors,
+    "reasons": lambda: _codes(REASONS),
+    "warnings": lambda: _codes(WARNINGS),
+    "recipes": _recipes,
+    "models": _models,
+    "commands": _commands,
+    **{f"method-{name}": lambda name=name: _method(name) for name in METHODS},  # type: ignore[misc]
+    **{f"audit-{name}": lambda name=name: _audit(name) for name in AUDITS},  # type: ignore[misc]
+}
+"""Name of a table to the function that makes it."""
+
+
+def filled(page: Path, root: Path = ROOT) -> str:
+    """The text of ``page`` with its tables made anew; ValueError for an unknown or broken marker."""
+    text = page.read_text(encoding="utf-8")
+    marks = [m["name"] for m in _MARK.finditer(text)]
+    blocks = [m["name"] for m in _BLOCK.finditer(text)]
+    bad = sorted(set(marks) - set(BLOCKS))
+    if bad:
+        raise ValueError(f"{page.name}: unknown table {', '.join(bad)}; known: {', '.join(BLOCKS)}")
+    if len(marks) != 2 * len(blocks):
+        raise ValueError(f"{page.name}: a marker of {', '.join(sorted(set(marks)))} lacks its begin or end")
+
+    def put(match: re.Match[str]) -> str:
+        made = BLOCKS[match["name"]]()
+        if page.parent != root:
+            made = made.replace("](docs/", "](")
+        return f"{match[1]}{made}{match[4]}"
+
+    return _BLOCK.sub(put, text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when all pages are (now) up to date, 1 when ``--check`` found one that is not, 2 for a broken marker."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a page is out of date")
+    args = parser.parse_args(argv)
+    stale = []
+    for page in pages():
+        try:
+            new = filled(page)
+        except ValueError as err:
+            print(f"error: {err}", file=sys.stderr)
+            return 2
+        if new != page.read_text(encoding="utf-8"):
+            stale.append(page)
+            if not args.check:
+                page.write_text(new, encoding="utf-8")
+    for page in stale:
+        print(f"{'out of date' if args.check else 'written'}: {page.relative_to(ROOT)}")
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""The commands on real data: what they print, write and return; the same bits again, after SIGKILL too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qunlearn import tasks
+from qunlearn.audit import AUDITS
+from qunlearn.audit.predictor import OnnxPredictor
+from qunlearn.audit.summary import summary
+from qunlearn.cli import journey
+from qunlearn.data import sources
+from qunlearn.data.request import Request
+from qunlearn.data.splits import make_splits
+from qunlearn.quant.state import load_tensors
+from qunlearn.unlearn import METHODS
+from qunlearn_export import runtime
+
+Call = Callable[..., Any]
+
+METRICS = {"forget", "retain", "heldout", "test", "mia"}
+SLOW_OEU = ("--forget", "class=7", "--method", "oeu", "--set", "lr=0.0001", "--set", "momentum=0.9")
+SLOW_OEU += ("--set", "project_at=update", "--set", "max_steps=120", "--set", "probe=64", "--seed", "3")
+FT = ("--forget", "class=7", "--method", "ft", "--set", "lr=0.002", "--set", "epochs=1")
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def plain_trace(run: Path) -> list[dict[str, Any]]:
+    """The trace without its clock."""
+    rows = [json.loads(line) for line in (run / "trace.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def start(*argv: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "qunlearn", *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool], *, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, f"ended with {process.returncode} before it could be interrupted"
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.001)
+
+
+def stopped(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
+    """Send a signal, give the exit code and stderr."""
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def test_demo(call: Call, tmp_path: Path) -> None:
+    done = call("demo", "--group", "lucas", "--json", "-o", tmp_path / "demo")
+    assert done.code == 0, done.err
+    value = done.json
+    assert {"base", "retrained", "unlearned", "verdict", "parity", "code_changes", "seconds"} <= set(value)
+    for role in ("base", "retrained", "unlearned"):
+        assert set(value[role]) == METRICS
+        assert all(0 <= v <= 1 for v in value[role].values()), role
+    assert value["verdict"] in ("pass", "fail", "inconclusive")
+    assert value["code_changes"]["codes_changed"] > 0
+    assert 0 < value["seconds"] < 600
+    assert value["base"]["forget"] > 0.95
+    assert value["unlearned"]["forget"] < value["base"]["forget"] - 0.05
+
+    folder = tmp_path / "demo"
+    assert {"model.onnx", "report.html", "result.json"} <= {p.name for p in folder.iterdir()}
+    dataset = sources.load("kws")
+    splits = make_splits(dataset, Request("group", ("lucas",)), seed=journey.SEED)
+    session = runtime.make_session(folder / "model.onnx")
+    audited = {n: getattr(splits, n) for n in ("forget", "retain", "test")} | {"heldout": splits.heldout_audit}
+    for name, samples in audited.items():
+        logits = runtime.run(session, samples.inputs())["logits"]
+        assert value["unlearned"][name] == pytest.approx(float((logits.argmax(axis=1) == samples.targets()).mean()))
+    found = summary(
+        OnnxPredictor(folder / "model.onnx"), splits, tasks.get("classification"), journey.SEED, nonmembers="test"
+    )
+    assert value["unlearned"]["mia"] == found["mia"]
+    assert value["parity"]["file_digest"] == sha(folder / "model.onnx")
+    for pair, top in (("onnx-off vs oracle", 1), ("onnx-all vs onnx-off", 1), ("torch-fq vs oracle", 2)):
+        assert value["parity"]["logits"][pair]["max_abs"] <= top
+
+
+def test_train_json(call: Call, home: Path, tmp_path: Path) -> None:
+    digests = []
+    for name in ("one", "two"):
+        options = ("--data", "digits", "--model", "resnet8@8", "--epochs", "2", "--seed", "4", "--json")
+        done = call("train", *options, "-o", tmp_path / name)
+        assert done.code == 0, done.err
+        value = done.json
+        assert value["samples"] == len(sources.load("digits").where("train"))
+        assert 0.3 < value["train"]["accuracy"] <= 1
+        assert {p.name for p in (tmp_path / name).iterdir()} == {"config.json", "model.safetensors", "result.json"}
+        digests.append((value["model_digest"], value["codes_digest"], sha(tmp_path / name / "model.safetensors")))
+    assert digests[0] == digests[1]
+    other = json.loads((home / "base" / "result.json").read_text())
+    assert other["model_digest"] != digests[0][0]
+
+
+def test_excluded_data_are_not_learnt(home: Path) -> None:
+    base, without = (json.loads((home / n / "result.json").read_text()) for n in ("base", "without"))
+    train = sources.load("digits").samples("train")
+    assert base["samples"] - without["samples"] == int((train.targets() == 7).sum()) > 0
+    assert base["heldout"]["accuracy"] > 0.9 > without["heldout"]["accuracy"]
+
+
+def test_unlearn_json(call: Call, home: Path, tmp_path: Path) -> None:
+    values = []
+    for name in ("one", "two"):
+        done = call("unlearn", home / "base", *FT, "--json", "-o", tmp_path / name)
+        assert done.code == 0, done.err
+        values.append(done.json)
+        assert {p.name for p in (tmp_path / name).iterdir()} == {
+            "config.json",
+            "model.safetensors",
+            "result.json",
+            "trace.jsonl",
+        }
+    first, second = values
+    assert first["digests"]["model_after"] == second["digests"]["model_after"] != first["digests"]["model_before"]
+    assert sha(tmp_path / "one" / "model.safetensors") == sha(tmp_path / "two" / "model.safetensors")
+    trained = json.loads((home / "base" / "result.json").read_text())
+    assert first["digests"]["model_before"] == trained["model_digest"]
+    assert first["request"]["kind"] == "class"
+    assert set(first["before"]) == set(first["after"]) == {"forget", "retain", "heldout"}
+    assert first["changes"]["codes_changed"] > 0
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert config["provenance"]["unlearned_from"] == trained["model_digest"]
+    assert config["provenance"]["forgotten"] == first["request"]["digest"]
+
+    other = call("unlearn", home / "base", *FT, "--seed", "1", "--json", "-o", tmp_path / "other").json
+    assert other["digests"]["model_after"] != first["digests"]["model_after"]
+
+
+def test_export_twice_and_inspect(call: Call, home: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for file in files:
+        done = call("export", home / "oeu", "-o", file, "--json", "--parity-n", "64")
+        assert done.code == 0, done.err
+        value = done.json
+        assert value["bytes"] == file.stat().st_size
+        assert value["file_digest"] == sha(file)
+        assert value["parity"]["verdict"] == "pass"
+        result = json.loads((home / "oeu" / "result.json").read_text())
+        assert value["codes_digest"] == result["digests"]["codes_after"]
+    assert files[0].read_bytes() == files[1].read_bytes() == (home / "model.onnx").read_bytes()
+
+    found = call("inspect", files[0], "--require", "int8", "--json")
+    assert found.code == 0
+    assert found.json["label"] == "int8-qdq"
+    assert found.json["is_int8"] is True
+    assert found.json["codes_digest"] == value["codes_digest"]
+    assert found.json["findings"] == []
+
+
+def test_labels_travel_in_the_file(call: Call, home: Path, tmp_path: Path) -> None:
+    done = call("export", home / "base", "-o", tmp_path / "m.onnx", "--no-parity", "--labels", "--json")
+    assert done.code == 0, done.err
+    assert done.json["parity"] is None
+    metadata = call("inspect", tmp_path / "m.onnx", "--json").json["metadata"]
+    held = [v for v in metadata.values() if v.startswith("[")]
+    assert [str(k) for k in range(10)] in [json.loads(v) for v in held]
+
+
+def audit(call: Call, home: Path, subject: Path, out: Path, *extra: object) -> Any:
+    options = ("--before", home / "base", "--forget", "class=7", "--audit", "accuracy", "--json", "-o", out)
+    return call("audit", subject, *options, *extra)
+
+
+def test_audit_pass_of_the_retrained_network(call: Call, home: Path, tmp_path: Path) -> None:
+    done = audit(call, home, home / "without", tmp_path / "a", "--reference", home / "without")
+    assert (done.code, done.json["verdict"], done.json["reasons"]) == (0, "pass", [])
+    assert set(done.json["after"]) == METRICS
+    assert done.json["after"]["forget"] == 0.0
+    assert (tmp_path / "a" / "report.html").stat().st_size > 10_000
+    assert {"audit.json", "after.onnx", "before.onnx", "reference.onnx"} <= {p.name for p in (tmp_path / "a").iterdir()}
+
+
+def test_audit_fails_a_network_that_forgot_nothing(call: Call, home: Path, tmp_path: Path) -> None:
+    assert call("unlearn", home / "base", *FT, "-o", tmp_path / "ft").code == 0
+    done = audit(call, home, tmp_path / "ft", tmp_path / "a", "--reference", home / "without")
+    assert (done.code, done.json["verdict"]) == (3, "fail")
+    assert any("UNDER" in r for r in done.json["reasons"])
+    assert done.json["after"]["forget"] > 0.9
+
+
+def test_audit_of_the_untouched_network_is_no_pass(call: Call, home: Path, tmp_path: Path) -> None:
+    done = audit(call, home, home / "base", tmp_path / "a", "--reference", home / "without")
+    assert (done.code, done.json["verdict"]) == (4, "inconclusive")
+    assert any(r.startswith("I-SAME-BYTES") for r in done.json["reasons"])
+
+
+def test_audit_of_a_file_without_reference(call: Call, home: Path, tmp_path: Path) -> None:
+    shutil.copy(home / "model.onnx", tmp_path / "m.onnx")
+    done = audit(call, home, tmp_path / "m.onnx", tmp_path / "a")
+    assert done.code in (3, 4)
+    assert done.json["verdict"] == {3: "fail", 4: "inconclusive"}[done.code]
+    assert "reference" not in done.json
+    logits = runtime.run(
+        runtime.make_session(tmp_path / "m.onnx"),
+        (forget := make_splits(sources.load("digits"), Request("class", ("7",)), seed=0).forget).inputs(),
+    )["logits"]
+    assert done.json["after"]["forget"] == pytest.approx(float(np.mean(logits.argmax(axis=1) == forget.targets())))
+
+
+@pytest.mark.parametrize(("command", "registry"), [("methods", METHODS), ("audits", AUDITS)])
+def test_listings(call: Call, command: str, registry: Any) -> None:
+    assert set(call(command, "--json").json) == set(registry)
+    text = call(command).out
+    for name in registry:
+        assert any(line.startswith(name) for line in text.splitlines())
+        one = call(command, name, "--json")
+        assert one.code == 0
+        assert one.json["name"] == name
+        assert one.json["parameters"]
+        told = call(command, name).out
+        assert all(p in told for p in one.json["parameters"])
+
+
+@pytest.fixture(scope="module")
+def unbroken(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupted, in a process of its own."""
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    process = start("unlearn", home / "base", *SLOW_OEU, "-o", out)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def at_step(folder: Path, step: int) -> Callable[[], bool]:
+    """Whether the checkpoint of ``folder`` has come to ``step``; files are written whole, so reading is safe."""
+
+    def ready() -> bool:
+        path = folder / "checkpoint.safetensors"
+        return path.exists() and int(load_tensors(path)[1]["step"]) >= step
+
+    return ready
+
+
+@pytest.mark.parametrize("step", [0, 50])
+def test_unlearn_survives_sigkill(call: Call, home: Path, unbroken: Path, tmp_path: Path, step: int) -> None:
+    out = tmp_path / "run"
+    argv: Sequence[object] = ("unlearn", home / "base", *SLOW_OEU, "-o", out)
+    process = start(*argv)
+    wait_for(process, at_step(out, step))
+    assert stopped(process, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert not (out / "config.json").exists()
+    reached = int(load_tensors(out / "checkpoint.safetensors")[1]["step"])
+    assert step <= reached < 120
+    assert call(*argv).code == 2, "an interrupted run is not overwritten"
+    other = [*argv[:-2], "--set", "lam=2", "--resume", "-o", out]
+    assert call(*other).code == 2, "nor continued with other settings"
+
+    done = call(*argv, "--resume", "--json")
+    assert done.code == 0, done.err
+    assert sha(out / "model.safetensors") == sha(unbroken / "model.safetensors")
+    assert plain_trace(out) == plain_trace(unbroken)
+    assert not list(out.glob("*checkpoint*"))
+    whole = json.loads((unbroken / "result.json").read_text())
+    assert done.json["digests"] == whole["digests"]
+    assert done.json["after"] == whole["after"]
+
+
+def test_train_survives_sigkill(call: Call, tmp_path: Path) -> None:
+    options = ("train", "--data", "digits", "--model", "resnet8@8", "--epochs", "6", "--json", "-o")
+    process = start(*options, tmp_path / "broken")
+    wait_for(process, (tmp_path / "broken" / "train.state").exists)
+    assert stopped(process, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert not (tmp_path / "broken" / "model.safetensors").exists()
+    again = call(*options, tmp_path / "broken", "--resume")
+    whole = call(*options, tmp_path / "whole")
+    assert again.code == whole.code == 0
+    assert again.json["model_digest"] == whole.json["model_digest"]
+    assert sha(tmp_path / "broken" / "model.safetensors") == sha(tmp_path / "whole" / "model.safetensors")
+
+
+def test_ctrl_c(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start("unlearn", home / "base", *SLOW_OEU, "-o", out)
+    wait_for(process, at_step(out, 0))
+    code, err = stopped(process, signal.SIGINT)
+    assert code == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not (out / "config.json").exists()
+    assert os.path.exists(out / "checkpoint.safetensors")

@@ -1,0 +1,195 @@
+"""The reference networks as files: ONNX Runtime at both levels, the oracle and the fake-quantized network agree.
+
+Differences are counted in codes (LSB), free-running through the whole network on real samples.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from qunlearn import models, quant, tasks
+from qunlearn.cli import journey
+from qunlearn.data import sources
+from qunlearn.data.dataset import Dataset, Samples
+from qunlearn.errors import DataError
+from qunlearn_export import reader, writer
+from qunlearn_export.extract import recover
+from qunlearn_export.graph import Graph
+from qunlearn_export.oracle import Oracle
+from qunlearn_export.parity import parity
+from qunlearn_export.runtime import make_session, run
+
+BATCH = 50
+SHARE = 0.01
+"""Largest share of final codes that may differ by their one LSB: float32 sums round now and then, and layers spread it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Final codes compared: largest difference (LSB) and share that differ per pair, top-1 agreement with torch."""
+
+    name: str
+    accuracy: float
+    off: tuple[int, float]
+    level_all: tuple[int, float]
+    torch: tuple[int, float]
+    agreement: float
+    ties: int
+    seconds: float
+
+    def check(self) -> None:
+        for pair in (self.off, self.level_all):
+            assert pair[0] <= 1, self
+            assert pair[1] <= SHARE, self
+        assert self.torch[0] <= 2, self
+        assert self.agreement >= 0.999, self
+
+    def row(self) -> str:
+        pairs = " | ".join(f"{top} LSB, {100 * share:.3f} %" for top, share in (self.off, self.level_all, self.torch))
+        return (
+            f"| {self.name} | {100 * self.accuracy:.1f} % | {pairs} | {100 * self.agreement:.2f} % ({self.ties} ties) "
+            f"| {self.seconds:.0f} s |"
+        )
+
+
+HEADER = (
+    "| network | top-1 | off vs oracle | all vs off | torch vs oracle | torch same class | seconds |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+def pair(a: NDArray[np.int8], b: NDArray[np.int8]) -> tuple[int, float]:
+    d = np.abs(a.astype(np.int64) - b.astype(np.int64))
+    return int(d.max()), float((d != 0).mean())
+
+
+def exported(model: quant.QuantModel, folder: Path) -> tuple[Graph, Path]:
+    """Lower and write twice; the bytes are the same, and what is read back is what was lowered."""
+    files = [folder / "a.onnx", folder / "b.onnx"]
+    for file in files:
+        writer.export(quant.lower(model, meta={"task": "classification"}), file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    graph = reader.read(files[0])
+    own = quant.codes(model)
+    held = graph.quantized_tensors()
+    assert set(own) == set(held)
+    assert all(np.array_equal(own[n], held[n]) for n in own)
+    return graph, files[0]
+
+
+def compare(name: str, model: quant.QuantModel, samples: Samples, folder: Path) -> Found:
+    start = time.perf_counter()
+    graph, file = exported(model.eval(), folder)
+    oracle, out = Oracle(graph), graph.activations[graph.output]
+    sessions = {"off": make_session(file, level="off"), "all": make_session(file)}
+    parts: dict[str, list[NDArray[np.int8]]] = {n: [] for n in ("oracle", "off", "all", "torch")}
+    quantizer = model.quantizer_of(model.steps[-1].name)
+    for i in range(0, len(samples), BATCH):
+        x = samples.inputs(np.arange(i, min(i + BATCH, len(samples))))
+        parts["oracle"].append(oracle.run(x))
+        for level, session in sessions.items():
+            parts[level].append(recover(run(session, x)["logits"], out))
+        with torch.no_grad():
+            parts["torch"].append(quantizer.codes(model(torch.from_numpy(x))).numpy())
+    final = {n: np.concatenate(p) for n, p in parts.items()}
+    ranked = np.sort(final["oracle"].astype(np.int64), axis=1)
+    clear = ranked[:, -1] > ranked[:, -2]
+    same = final["torch"].argmax(axis=1) == final["oracle"].argmax(axis=1)
+    return Found(
+        name=name,
+        accuracy=float((final["oracle"].argmax(axis=1) == samples.targets()).mean()),
+        off=pair(final["off"], final["oracle"]),
+        level_all=pair(final["all"], final["off"]),
+        torch=pair(final["torch"], final["oracle"]),
+        agreement=float(same[clear].mean()),
+        ties=int((~clear).sum()),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def trained(
+    name: str, dataset: Dataset, bits: str, *, samples: int | None = None, epochs: int = 2, lr: float = 0.05
+) -> quant.QuantModel:
+    """A network after a short training, the second half of its epochs quantization-aware."""
+    train = dataset.where("train")
+    if samples is not None:
+        train = np.sort(np.random.default_rng(0).permutation(train)[:samples])
+    net = models.build(name, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=0)
+    model = quant.prepare(net, quant.QuantSpec.parse(bits), torch.from_numpy(Samples(dataset, train[:16]).inputs()))
+    recipe = quant.Recipe(epochs=epochs, batch_size=32, lr=lr, float_share=0.5)
+    return quant.train(model, tasks.get("classification"), Samples(dataset, train), recipe, seed=0)
+
+
+def real_samples(dataset: Dataset, n: int) -> Samples:
+    """``n`` samples, of the test part as far as it goes."""
+    order = np.concatenate([dataset.where(part) for part in ("test", "heldout", "train")])
+    return Samples(dataset, np.sort(order[:n]))
+
+
+def images() -> Dataset:
+    """CIFAR-10 from its folder or cache, else Fashion-MNIST, else skipped with the reasons."""
+    shared = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folders = [Path(p) for p in (os.environ.get("QUNLEARN_DATA"), shared) if p and Path(p).is_dir()] or [None]
+    reasons = []
+    for source in ("cifar10", "fashion_mnist"):
+        for folder in folders:
+            try:
+                return sources.load(source, data_dir=folder)
+            except DataError as err:
+                reasons.append(str(err))
+    pytest.skip("no images: " + " ".join(reasons))
+
+
+def test_shipped_dscnn(tmp_path: Path) -> None:
+    dataset = sources.load("kws")
+    model = journey.shipped(dataset).base
+    found = compare("dscnn w8a8", model, real_samples(dataset, 200), tmp_path)
+    found.check()
+    assert found.accuracy > 0.95
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_resnet8_on_digits(bits: str, tmp_path: Path) -> None:
+    dataset = sources.load("digits")
+    model = trained("resnet8@8", dataset, bits, epochs=6)
+    found = compare(f"resnet8@8 {bits}", model, real_samples(dataset, 400), tmp_path)
+    found.check()
+    assert found.accuracy > 0.9
+    report = parity(
+        reader.read(tmp_path / "a.onnx"),
+        tmp_path / "a.onnx",
+        real_samples(dataset, 64).inputs(),
+        torch_column=quant.TorchColumn(model),
+    )
+    assert not [r for r in report.layers if r.mode == "forced" and r.max_abs > 1]
+    assert not [r for r in report.reasons if not r.startswith("logits")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_four_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kws, pictures = sources.load("kws"), images()
+    wide = int(os.environ.get("QUNLEARN_TEST_WIDTH", "16"))
+    cases = [(f"dscnn shipped w8a8, {kws.name}", lambda: journey.shipped(kws).base, kws)]
+    for bits in ("w8a8", "w4a4"):
+        cases.append((f"dscnn {bits}, kws", lambda b=bits: trained("dscnn", kws, b, samples=1000), kws))
+        for name, n in (("resnet8", 2000), (f"resnet18@{wide}", 1000), ("mobilenetv2@0.35", 1000)):
+            label = f"{name} {bits}, {pictures.name}"
+            cases.append((label, lambda b=bits, m=name, k=n: trained(m, pictures, b, samples=k), pictures))
+    rows = []
+    for label, make, dataset in cases:
+        folder = tmp_path / str(len(rows))
+        folder.mkdir()
+        rows.append(compare(label, make(), real_samples(dataset, 1000), folder))
+        with capsys.disabled():
+            print(f"\n{HEADER}" if len(rows) == 1 else "", rows[-1].row(), sep="\n" if len(rows) == 1 else "")
+    for found in rows:
+        found.check()
