@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from qunlearn import errors
@@ -141,8 +142,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "recipes": _recipes,
     "models": _models,
     "commands": _commands,
-    **{f"method-{name}": lambda name=name: _method(name) for name in METHODS},  # type: ignore[misc]
-    **{f"audit-{name}": lambda name=name: _audit(name) for name in AUDITS},  # type: ignore[misc]
+    **{f"method-{name}": partial(_method, name) for name in METHODS},
+    **{f"audit-{name}": partial(_audit, name) for name in AUDITS},
 }
 """Name of a table to the function that makes it."""
 

@@ -51,7 +51,7 @@ def command(
     model, config = artefact.open_run(Path(run))
     dataset = ws.data_of_run(settings, config)
     splits = make_splits(dataset, request, seed=seed)
-    card = ws.load_card(Path(run))
+    card = ws.load_card(Path(run), model)
     folder = new_folder(output, resume=resume)
     with settings.progress(method) as update:
         result = configured(

@@ -241,10 +241,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_card(run: Path) -> ReferenceCard | None:
-    """The run's reference card, where it has one."""
+def load_card(run: Path, model: quant.QuantModel) -> ReferenceCard | None:
+    """The run's reference card, where it has one; ArtefactError when it belongs to another network."""
     path = run / CARD
-    return ReferenceCard.load(path) if path.exists() else None
+    if not path.exists():
+        return None
+    card = ReferenceCard.load(path)
+    if card.model_digest and card.model_digest != quant.state_digest(model):
+        raise ArtefactError(
+            f"{path} belongs to another network.", remedy="Remove it, or train the run anew with --reference-card."
+        )
+    return card
 
 
 def preprocess_of(config: quant.RunConfig) -> Preprocess:

@@ -29,7 +29,7 @@ from qunlearn_export.runtime import make_session, run
 
 BATCH = 50
 SHARE = 0.01
-"""Largest share of final codes that may differ by their one LSB: float32 sums round now and then, and layers spread it."""
+"""Largest share of final codes that may differ: float32 sums round otherwise now and then, later layers spread it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,15 +162,33 @@ def test_share_and_lsb_bounds_of_rows() -> None:
     assert list(p._row_reasons([row(pair="torch-fq vs oracle", share=0.5)])) == []
 
 
-def test_share_bound_of_logits_is_for_the_two_levels_only() -> None:
+def test_free_running_logits_are_bounded_in_lsb_and_class_not_in_share() -> None:
     a = np.tile(np.array([[50, 0, -50]], np.int8), (100, 1))
     b = a.copy()
     b[0, 1] = 1
     found = {
         q: list(p._logit_reasons((p.compare_logits(q, a, b),))) for q in ("onnx-off vs oracle", "onnx-all vs onnx-off")
     }
-    assert found["onnx-off vs oracle"] == []
-    assert found["onnx-all vs onnx-off"] == ["logits, onnx-all vs onnx-off: 0.333 % differ, more than 0.1 %"]
+    assert found == {"onnx-off vs oracle": [], "onnx-all vs onnx-off": []}
+    b[0, 1] = 2
+    for q in found:
+        assert list(p._logit_reasons((p.compare_logits(q, a, b),))) == [f"logits, {q}: 2 LSB, more than 1"]
+
+
+def test_share_is_bounded_layer_by_layer() -> None:
+    row = p.Row(
+        name="conv",
+        op="Conv",
+        pair="onnx-all vs onnx-off",
+        mode="forced",
+        max_abs=1,
+        share=2e-3,
+        mean=0.0,
+        uninformative=False,
+    )
+    assert list(p._row_reasons([row])) == ["layer conv, onnx-all vs onnx-off: 0.2 % differ, more than 0.1 %"]
+    assert list(p._row_reasons([dataclasses.replace(row, share=1e-3)])) == []
+    assert list(p._row_reasons([dataclasses.replace(row, mode="free")])) == []
 
 
 def test_argmax_ties_take_the_lowest_index_and_are_unresolved() -> None:
