@@ -1,4 +1,4 @@
-"""Cost of one global projection: concatenate-project-copy, tensor by tensor, the arena, and a plain copy of as many bytes.
+"""Cost of one global projection: concatenate-project-copy, tensor by tensor, the arena, and a plain copy of a row.
 
     python benchmarks/bench_projection.py [--repeats 15] [--json FILE]
 
@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from qunlearn_kernels.arena import GradientArena
-from qunlearn_kernels.projection import project
 from torch import Tensor, nn
 
 from qunlearn import models
+from qunlearn_kernels.arena import GradientArena
+from qunlearn_kernels.projection import project
 
 NETS = (("dscnn", (1, 49, 32)), ("resnet8", (3, 32, 32)), ("mobilenetv2", (3, 32, 32)), ("resnet18", (3, 32, 32)))
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from qunlearn_export.errors import ConfigError, DivergedError, InvariantError
 
 ALIGN = 16
-"""Floats per 64 bytes; also the length of a block of the first reduction stage."""
+"""Floats per 64 bytes; also the length of a block of the first reduction stage per segment."""
+PAGE = 1024
+"""Rows are padded to a multiple of this many floats: the block of the first reduction stage over whole rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,11 @@ class GradientArena:
             raise ConfigError("the arena got no parameters.", remedy="Give the trainable parameters.")
         if len(set(roles)) != len(roles) or not roles:
             raise ConfigError(f"roles {list(roles)} are empty or repeated.", remedy="Name every row once.")
-        self.size = offset
+        self.size = -(-offset // PAGE) * PAGE
+        self.blocks = offset // ALIGN
         self.device = self.params[0].device
         self.roles = tuple(roles)
-        self._rows = torch.zeros(len(roles), offset, device=self.device)
+        self._rows = torch.zeros(len(roles), self.size, device=self.device)
         self.bound: str | None = None
         self.group_names = list(dict.fromkeys(s.group for s in self.segments))
         blocks = [-(-s.numel // ALIGN) for s in self.segments]

@@ -116,7 +116,7 @@ def project(
         norm = current.rr if metric is None else _cross(arena, r, weighted, scope, process_group)
         factor = torch.where(mask & (current.rr > 0), along.fr / (norm + eps), torch.zeros_like(norm))
         torch_backend.subtract(arena, f, r, factor, scope)
-        current = dots(arena, f, r, scope=scope, process_group=process_group)
+        current = _again(arena, f, r, current.rr, scope, process_group)
         reached = current if metric is None else dots(arena, f, weighted, scope=scope, process_group=process_group)
         if bool(_clean(reached, mask, first).all()):
             break
@@ -206,6 +206,16 @@ def _known(scope: str, when: str) -> None:
 
 def _cross(arena: GradientArena, x: Tensor, y: Tensor, scope: str, process_group: Any) -> Tensor:
     return dots(arena, x, y, scope=scope, process_group=process_group).fr
+
+
+def _again(arena: GradientArena, f: Tensor, r: Tensor, rr: Tensor, scope: str, process_group: Any) -> Dots:
+    """The sums after ``f`` moved; <r, r> is what it was."""
+    fr, ff = (torch_backend.block_dot(arena, f, x, scope) for x in (r, f))
+    if process_group is not None:
+        packed = torch.stack([fr, ff])
+        torch.distributed.all_reduce(packed, group=process_group)
+        fr, ff = packed
+    return Dots(fr=fr, rr=rr, ff=ff)
 
 
 def _clean(d: Dots, mask: Tensor, first: Dots) -> Tensor:

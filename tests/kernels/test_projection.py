@@ -252,9 +252,13 @@ def test_two_processes_equal_one() -> None:
         assert torch.allclose(both, view, rtol=1e-6, atol=1e-6)
 
 
-def test_dots_are_exact_sums() -> None:
+def test_dots_by_hand() -> None:
     arena = arena_of([3, 20])
-    arena.row("forget").fill_(1.0)
-    arena.row("retain")[: arena.size] = 2.0
-    d = dots(arena, arena.row("forget"), arena.row("retain"), scope="tensor")
-    assert d.fr.tolist() == [32.0, 64.0], "padding counts here because it was filled by hand"
+    for view in arena.views("forget"):
+        view.fill_(1.0)
+    for view in arena.views("retain"):
+        view.fill_(2.0)
+    f, r = arena.row("forget"), arena.row("retain")
+    assert dots(arena, f, r, scope="tensor").fr.tolist() == [6.0, 40.0]
+    assert dots(arena, f, r, scope="layer").rr.tolist() == [92.0]
+    assert dots(arena, f, r, scope="global").ff.tolist() == [23.0]
