@@ -22,10 +22,10 @@ ASSETS = Path(__file__).parent / "assets"
 SOURCE, MODEL, SEED = "kws", "dscnn", 0
 METHOD: Mapping[str, str] = {
     "loss": "e1",
-    "lam": "2",
-    "lr": "0.0005",
+    "lam": "0.5",
+    "lr": "0.002",
     "batch_size": "32",
-    "retain_batch_size": "32",
+    "retain_batch_size": "64",
     "eval_every": "3",
     "probe": "150",
     "max_steps": "90",

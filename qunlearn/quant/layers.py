@@ -8,7 +8,7 @@ import brevitas.nn as qnn
 import torch
 from brevitas.inject import ExtendedInjector
 from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
-from torch import nn
+from torch import Tensor, nn
 
 from qunlearn.quant.fake import FakeQuantize
 
@@ -72,13 +72,19 @@ def _with_parameters(layer: Any, source: nn.Module) -> nn.Module:
     return out
 
 
+class _QuantReLU(qnn.QuantReLU):  # type: ignore[misc]
+    """ReLU that is cut at ``ceiling``; brevitas' own HardTanh leaves the cut to a quantizer, whose range moves."""
+
+    ceiling: float | None = None
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x if self.ceiling is None else x.clamp(max=self.ceiling))
+
+
 def quant_relu(*, bits: int, ceiling: float | None) -> nn.Module:
     """ReLU, or Clip(0, ``ceiling``), with codes -128 .. -128 + 2^bits - 1 and zero point -128 (artefact_onnx 2.2)."""
     q = FakeQuantize(scale_shape=(), lo=-128, hi=-128 + 2**bits - 1, bits=bits, zero_point=-128)
-    if ceiling is None:
-        layer = qnn.QuantReLU(act_quant=_act_injector(q))
-    else:
-        layer = qnn.QuantHardTanh(act_quant=_act_injector(q), min_val=0.0, max_val=ceiling)
+    layer = _QuantReLU(act_quant=_act_injector(q))
     layer.ceiling = ceiling
     _plain_output(layer.act_quant)
     out: nn.Module = layer
