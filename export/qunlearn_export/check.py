@@ -33,6 +33,12 @@ ITEM_BYTES = {
 }
 WRITTEN = frozenset(ITEM_BYTES) - {onnx.TensorProto.UINT8}
 TIE_LIMIT = 1e-3
+MEANING = {
+    "qunlearn.format": f"int8-qdq/{g.FORMAT_VERSION}",
+    "qunlearn.activation": "int8",
+    "qunlearn.rounding": "half-even-f32",
+}
+"""Metadata that fixes what the codes mean; a file that says otherwise is not read by this version."""
 
 
 def load_model(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> onnx.ModelProto:
@@ -168,6 +174,12 @@ def _versions(model: onnx.ModelProto) -> Iterable[Finding]:
         yield _error("S1", "model", f"IR version {model.ir_version}, not {IR_VERSION}")
     if model.functions or model.training_info or model.graph.sparse_initializer:
         yield _error("S1", "model", "functions, training info or sparse initializers are not allowed")
+    props = {p.key: p.value for p in model.metadata_props}
+    for key, want in MEANING.items():
+        if props.get(key) != want:
+            yield _error("S1", "metadata", f"{key} is {props.get(key, '')[:40]!r}, this version reads {want!r}")
+    if model.domain:
+        yield _error("S1", "model", f"model domain {model.domain[:40]!r} is not empty")
 
 
 def _initializers(model: onnx.ModelProto) -> Iterable[Finding]:

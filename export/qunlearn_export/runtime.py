@@ -92,6 +92,8 @@ def read_bytes(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYT
     path = Path(file)
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise ArtefactError(f"{path} is not a regular file.", remedy="Give a file.")
         if size > max_bytes:
             raise ArtefactError(f"{path} has {size} bytes, more than {max_bytes}.", remedy="Give a smaller file.")
         return path.read_bytes()

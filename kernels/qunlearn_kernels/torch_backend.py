@@ -7,7 +7,6 @@ from torch import Tensor
 
 from qunlearn_kernels.arena import ALIGN, PAGE, GradientArena
 
-
 PIECE = 256 * PAGE
 """Floats that one pass over a long row handles at a time (1 MiB)."""
 
@@ -27,6 +26,8 @@ def block_dot(arena: GradientArena, x: Tensor, y: Tensor, scope: str) -> Tensor:
 def _whole_dot(x: Tensor, y: Tensor) -> Tensor:
     """Pieces that stay in cache, in a fixed order, with one small buffer."""
     size = x.numel()
+    if not size:
+        return torch.zeros(1, dtype=torch.float64, device=x.device)
     buffer = torch.empty(min(PIECE, size), device=x.device)
     pages = []
     for start in range(0, size, PIECE):

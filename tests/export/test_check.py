@@ -159,10 +159,32 @@ def tied(m: onnx.ModelProto) -> None:
         change(name, "<f4", put(0.04))(m)
 
 
+def fact(key: str, value: str | None) -> Edit:
+    """Replace one value of the metadata, or remove it."""
+
+    def apply(model: onnx.ModelProto) -> None:
+        at = [p.key for p in model.metadata_props].index(key)
+        if value is None:
+            del model.metadata_props[at]
+        else:
+            model.metadata_props[at].value = value
+
+    return apply
+
+
+def model_domain(m: onnx.ModelProto) -> None:
+    m.domain = "elsewhere"
+
+
 MUTATIONS: dict[str, tuple[str, Edit]] = {
     "opset 18": ("S1", newer_opset),
     "IR 10": ("S1", newer_ir),
     "another domain": ("S1", other_domain),
+    "model domain": ("S1", model_domain),
+    "a later format": ("S1", fact("qunlearn.format", "int8-qdq/2")),
+    "no format": ("S1", fact("qunlearn.format", None)),
+    "another rounding rule": ("S1", fact("qunlearn.rounding", "half-up")),
+    "another activation type": ("S1", fact("qunlearn.activation", "uint8")),
     "initializer among inputs": ("S2", listed_weight),
     "initializer twice": ("S2", twice),
     "initializer unused": ("S2", unused),

@@ -236,3 +236,10 @@ def test_the_block_works(python: Callable[..., Any]) -> None:
     done = python(BLOCK.format(blocked={"onnx"}) + "import qunlearn_export.writer")
     assert done.returncode != 0
     assert "onnx is blocked" in done.stderr
+
+
+def test_a_pipe_or_folder_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ArtefactError, match="regular file"):
+            runtime.read_bytes(path)
