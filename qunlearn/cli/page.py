@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qunlearn.audit.codes import text
 from qunlearn.cli import assess
 from qunlearn.cli import workspace as ws
 from qunlearn.cli.assess import Assessment
@@ -47,8 +48,8 @@ def write(
     data = ReportData(
         title="Unlearning report",
         verdict=found.audits.verdict,
-        reasons=found.audits.reasons,
-        warnings=(*found.audits.warnings, *facts.get("warnings", ())),
+        reasons=_sentences(found.audits.reasons),
+        warnings=(*_sentences(found.audits.warnings), *facts.get("warnings", ())),
         request=request,
         method=facts.get("method", ""),
         columns={LABELS[r]: found.plain(r) for r in roles},
@@ -71,6 +72,15 @@ def write(
         limits=LIMITS,
     )
     return write_report(data, folder)
+
+
+def _sentences(codes: Sequence[str]) -> tuple[str, ...]:
+    """Each code's sentence once, followed by the artefact and audits that gave it."""
+    places: dict[str, list[str]] = {}
+    for code in codes:
+        head, _, where = code.partition(": ")
+        places.setdefault(head, []).append(where)
+    return tuple(f"{text(head)} ({head}: {', '.join(filter(None, where))})" for head, where in places.items())
 
 
 def _from_run(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
