@@ -1,7 +1,7 @@
 """The gradient arena: one contiguous float32 buffer per role, with a view for every parameter.
 
 Autograd accumulates straight into the views, so that projecting a gradient of the whole network needs no copy.
-Segments start at multiples of 64 bytes; the padding between them stays zero.
+Segments start at multiples of 1 KiB; the padding between them stays zero.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from qunlearn_export.errors import ConfigError, DivergedError, InvariantError
 
-ALIGN = 16
-"""Floats per 64 bytes; also the length of a block of the first reduction stage per segment."""
-PAGE = 1024
-"""Rows are padded to a multiple of this many floats: the block of the first reduction stage over whole rows."""
+ALIGN = 256
+"""Floats in a block (1 KiB): segments start at multiples of it, so a block of the first reduction stage holds one
+tensor only, and every segment is aligned to 64 bytes and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +46,17 @@ class GradientArena:
         self.params: list[nn.Parameter] = []
         self.segments: list[Segment] = []
         seen: set[int] = set()
+        names: set[str] = set()
         offset = 0
         for i, item in enumerate(params):
             name, p = item if isinstance(item, tuple) else (f"p{i}", item)
             if id(p) in seen:
                 continue
             seen.add(id(p))
-            group = groups[name] if groups is not None else name.rpartition(".")[0]
+            if name in names:
+                raise ConfigError(f"two parameters are called {name!r}.", remedy="Name every parameter once.")
+            names.add(name)
+            group = groups[name] if groups is not None else name.rpartition(".")[0] or name
             self.segments.append(Segment(name=name, offset=offset, numel=p.numel(), group=group))
             self.params.append(p)
             offset += -(-p.numel() // ALIGN) * ALIGN
@@ -61,7 +64,10 @@ class GradientArena:
             raise ConfigError("the arena got no parameters.", remedy="Give the trainable parameters.")
         if len(set(roles)) != len(roles) or not roles:
             raise ConfigError(f"roles {list(roles)} are empty or repeated.", remedy="Name every row once.")
-        self.size = -(-offset // PAGE) * PAGE
+        devices = {p.device for p in self.params}
+        if len(devices) > 1:
+            raise ConfigError("the parameters are on several devices.", remedy="Make one arena per device.")
+        self.size = offset
         self.blocks = offset // ALIGN
         self.device = self.params[0].device
         self.roles = tuple(roles)

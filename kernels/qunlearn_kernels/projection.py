@@ -5,7 +5,7 @@
     metric    f <- f - (<r, P f> / (<r, P r> + eps)) r   with a diagonal preconditioner P
     basis     rows orthonormal by Gram-Schmidt, twice;   f <- f - Q'(Q f)
 
-Sums are taken in two stages, over fixed blocks of 16 floats and then in float64 over blocks, so that the result does
+Sums are taken in two stages, over fixed blocks of 256 floats and then in float64 over blocks, so that the result does
 not depend on the number of threads. Source: oeu specification 2.3 to 2.5; block length and second pass are our choice.
 """
 
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qunlearn_export.errors import ConfigError, NotYetError
+from qunlearn_export.errors import ConfigError, DivergedError, NotYetError
 from qunlearn_kernels import torch_backend
 from qunlearn_kernels.arena import GradientArena
 
@@ -71,11 +72,7 @@ def choose_backend(name: str, device: torch.device) -> str:
 def dots(arena: GradientArena, f: Tensor, r: Tensor, *, scope: str = "global", process_group: Any = None) -> Dots:
     """The three sums of two rows; all-reduced over ``process_group`` where the rows are shards."""
     _known(scope, "always")
-    fr, rr, ff = (torch_backend.block_dot(arena, x, y, scope) for x, y in ((f, r), (r, r), (f, f)))
-    if process_group is not None:
-        packed = torch.stack([fr, rr, ff])
-        torch.distributed.all_reduce(packed, group=process_group)
-        fr, rr, ff = packed
+    fr, rr, ff = _sums(arena, f, r, scope, None, None, process_group).unbind(dim=1)
     return Dots(fr=fr, rr=rr, ff=ff)
 
 
@@ -95,32 +92,78 @@ def project(
 
     Both are roles of the arena or vectors [N_pad] laid out like its rows (an optimizer's update, say). ``metric`` is a
     row of positive preconditioner entries P: then <r, P f_perp> = 0. After a projection without ``when="conflict"``
-    |cos| <= 1e-6. ``r = 0`` leaves ``f`` untouched; a non-finite entry is a DivergedError naming its tensor.
+    |cos| <= 1e-6 in every unit of the scope: further passes (without ``eps``) clear what rounding left, and a unit
+    whose remainder is below 1e-6 of it becomes exactly zero. Only where <r, r> <= eps does the formula's damping stay.
+    ``r = 0`` leaves ``f`` untouched; a non-finite entry, or a square that overflows, is a DivergedError.
     """
     choose_backend(backend, arena.device)
     _known(scope, when)
     f, r = _row(arena, forget), _row(arena, retain)
-    first = dots(arena, f, r, scope=scope, process_group=process_group)
-    if not bool(torch.isfinite(first.ff.sum() + first.rr.sum())):
-        arena.check_finite(f, "forget")
-        arena.check_finite(r, "retain")
-    conflicts = int((first.fr < 0).sum())
-    before = _whole(first)
+    if f.data_ptr() == r.data_ptr() and f.numel():
+        raise ConfigError("forget and retain are one vector.", remedy="Give two rows.")
+    weight = None if metric is None else _row(arena, metric)
+    first = _sums(arena, f, r, scope, weight, None, process_group)
+    _finite(arena, first, {"forget": f, "retain": r, "metric": weight})
     if scope == "none":
-        return _stats(before, before, len(first.fr), conflicts)
-    weighted = r if metric is None else r * metric
-    mask = first.fr < 0 if when == "conflict" else torch.ones_like(first.fr, dtype=torch.bool)
-    current = first
+        return _stats(_totals(first), _totals(first), 1, int(first[0, 0] < 0))
+
+    def move(factor: Tensor | float) -> Tensor:
+        return _sums(arena, f, r, scope, weight, factor, process_group)
+
+    along, norm = (0, 1) if weight is None else (3, 4)
+    if len(first) == 1:
+        return _one_unit(first, move, along, norm, when == "conflict", eps, f)
+    if bool((first[:, norm] < 0).any()):
+        raise _negative()
+    conflict = first[:, 0] < 0
+    mask = first[:, norm] > 0
+    if when == "conflict":
+        mask &= conflict
+    sharp = mask & (first[:, norm] > eps)
+    current, todo, guard = first, mask, eps
     for _ in range(PASSES):
-        along = current if metric is None else dots(arena, f, weighted, scope=scope, process_group=process_group)
-        norm = current.rr if metric is None else _cross(arena, r, weighted, scope, process_group)
-        factor = torch.where(mask & (current.rr > 0), along.fr / (norm + eps), torch.zeros_like(norm))
-        torch_backend.subtract(arena, f, r, factor, scope)
-        current = _again(arena, f, r, current.rr, scope, process_group)
-        reached = current if metric is None else dots(arena, f, weighted, scope=scope, process_group=process_group)
-        if bool(_clean(reached, mask, first).all()):
+        current = move(torch.where(todo, current[:, along] / (first[:, norm] + guard), 0.0))
+        nothing = sharp & (current[:, 2] <= DROP**2 * first[:, 2]) & (current[:, 2] > 0)
+        if bool(nothing.any()):
+            torch_backend.scale(arena, f, (~nothing).double(), scope)
+            current[nothing, 0] = current[nothing, 2] = current[nothing, along] = 0.0
+        todo, guard = sharp & (current[:, along].abs() > TOLERANCE * (current[:, 2] * first[:, norm]).sqrt()), 0.0
+        if not bool(todo.any()):
             break
-    return _stats(before, _whole(current), len(first.fr), conflicts)
+    return _stats(_totals(first), _totals(current), len(first), int(conflict.sum()))
+
+
+def _one_unit(
+    first: Tensor,
+    move: Callable[[float], Tensor],
+    along: int,
+    norm: int,
+    only_conflict: bool,
+    eps: float,
+    f: Tensor,
+) -> ProjectionStats:
+    """The same passes for one unit, in plain numbers: small networks would spend their time on tiny tensors."""
+    start: list[float] = first[0].tolist()
+    square, now = start[norm], start
+    if square < 0:
+        raise _negative()
+    guard = eps
+    for _ in range(PASSES if square > 0 and (start[0] < 0 or not only_conflict) else 0):
+        now = move(now[along] / (square + guard))[0].tolist()
+        if square <= eps:
+            break
+        if now[2] <= DROP**2 * start[2]:
+            f.zero_()
+            now = [0.0, start[1], 0.0]
+            break
+        if abs(now[along]) <= TOLERANCE * math.sqrt(now[2] * square):
+            break
+        guard = 0.0
+    return _stats((start[0], start[1], start[2]), (now[0], now[1], now[2]), 1, int(start[0] < 0))
+
+
+def _negative() -> ConfigError:
+    return ConfigError("the metric has negative entries.", remedy="Give a positive diagonal.")
 
 
 class Basis:
@@ -166,16 +209,14 @@ def project_k(
 ) -> ProjectionStats:
     """Remove from ``forget`` its part in the span of ``basis``, in place; the statistics are against ``retain``."""
     f, r = _row(arena, forget), _row(arena, retain)
-    first = dots(arena, f, r, scope=basis.scope)
-    if not bool(torch.isfinite(first.ff.sum() + first.rr.sum())):
-        arena.check_finite(f, "forget")
-        arena.check_finite(r, "retain")
+    first = _sums(arena, f, r, basis.scope, None, None, None)
+    _finite(arena, first, {"forget": f, "retain": r})
     rows = basis.rows()
     for _ in range(2):
         for q in rows:
             torch_backend.subtract(arena, f, q, torch_backend.block_dot(arena, f, q, basis.scope), basis.scope)
-    after = dots(arena, f, r, scope=basis.scope)
-    return _stats(_whole(first), _whole(after), len(first.fr), int((first.fr < 0).sum()))
+    after = _sums(arena, f, r, basis.scope, None, None, None)
+    return _stats(_totals(first), _totals(after), len(first), int((first[:, 0] < 0).sum()))
 
 
 def step(
@@ -191,9 +232,13 @@ def step(
 
 def _row(arena: GradientArena, what: str | Tensor) -> Tensor:
     if isinstance(what, str):
+        if what == arena.bound:
+            arena.collect()
         return arena.row(what)
-    if what.shape != (arena.size,):
-        raise ConfigError(f"a vector of shape {tuple(what.shape)} is not laid out like a row.", remedy="Use flatten().")
+    if what.shape != (arena.size,) or what.dtype != torch.float32 or not what.is_contiguous():
+        raise ConfigError(
+            f"a {what.dtype} vector of shape {tuple(what.shape)} is not laid out like a row.", remedy="Use flatten()."
+        )
     return what
 
 
@@ -204,28 +249,39 @@ def _known(scope: str, when: str) -> None:
         )
 
 
-def _cross(arena: GradientArena, x: Tensor, y: Tensor, scope: str, process_group: Any) -> Tensor:
-    return dots(arena, x, y, scope=scope, process_group=process_group).fr
-
-
-def _again(arena: GradientArena, f: Tensor, r: Tensor, rr: Tensor, scope: str, process_group: Any) -> Dots:
-    """The sums after ``f`` moved; <r, r> is what it was."""
-    fr, ff = (torch_backend.block_dot(arena, f, x, scope) for x in (r, f))
+def _sums(
+    arena: GradientArena,
+    f: Tensor,
+    r: Tensor,
+    scope: str,
+    metric: Tensor | None,
+    factor: Tensor | float | None,
+    process_group: Any,
+) -> Tensor:
+    """The backend's update and sums, added over the processes."""
+    out = torch_backend.sums(arena, f, r, scope, metric=metric, factor=factor)
     if process_group is not None:
-        packed = torch.stack([fr, ff])
-        torch.distributed.all_reduce(packed, group=process_group)
-        fr, ff = packed
-    return Dots(fr=fr, rr=rr, ff=ff)
+        out = out.contiguous()
+        torch.distributed.all_reduce(out, group=process_group)
+    return out
 
 
-def _clean(d: Dots, mask: Tensor, first: Dots) -> Tensor:
-    floor = 1e-14 * first.ff.sum()
-    small = d.fr.abs() <= TOLERANCE * (d.ff * d.rr).sqrt()
-    return ~mask | small | (d.ff <= floor) | (d.rr == 0)
+def _finite(arena: GradientArena, sums: Tensor, vectors: Mapping[str, Tensor | None]) -> None:
+    """DivergedError if a sum is not finite, naming the tensor where an entry is at fault."""
+    if bool(torch.isfinite(sums).all()):
+        return
+    for what, vector in vectors.items():
+        if vector is not None:
+            arena.check_finite(vector, what)
+    raise DivergedError(
+        "the gradients are finite here, but their squares overflow float32 or another process is not finite.",
+        remedy="Use a smaller lr.",
+    )
 
 
-def _whole(d: Dots) -> tuple[float, float, float]:
-    return float(d.fr.sum()), float(d.rr.sum()), float(d.ff.sum())
+def _totals(sums: Tensor) -> tuple[float, float, float]:
+    fr, rr, ff = (sums if len(sums) == 1 else sums.sum(dim=0, keepdim=True))[0, :3].tolist()
+    return fr, rr, ff
 
 
 def _cosine(fr: float, rr: float, ff: float) -> float:

@@ -144,3 +144,10 @@ def test_release_takes_the_views_away() -> None:
     arena.bind("forget")
     arena.release()
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_repeated_name_is_refused() -> None:
+    one, two = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    with pytest.raises(ConfigError, match="called 'a'"):
+        GradientArena([("a", one), ("a", two)])
+    assert GradientArena([one, two]).group_names == ["p0", "p1"]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qunlearn.errors import ConfigError, DivergedError, NotYetError
+from qunlearn.errors import ConfigError, DivergedError, InvariantError, NotYetError
 from qunlearn_kernels.arena import GradientArena
 from qunlearn_kernels.projection import Basis, choose_backend, dots, project, project_k, step
 
@@ -262,3 +262,86 @@ def test_dots_by_hand() -> None:
     assert dots(arena, f, r, scope="tensor").fr.tolist() == [6.0, 40.0]
     assert dots(arena, f, r, scope="layer").rr.tolist() == [92.0]
     assert dots(arena, f, r, scope="global").ff.tolist() == [23.0]
+
+
+def test_squares_that_overflow_are_an_error_and_change_nothing() -> None:
+    arena = arena_of([100])
+    arena.views("forget")[0].fill_(1e20)
+    arena.views("retain")[0].fill_(1e19)
+    with pytest.raises(DivergedError, match="overflow"):
+        project(arena)
+    assert bool((arena.views("forget")[0] == 1e20).all())
+
+
+def test_a_metric_must_be_finite_and_positive() -> None:
+    arena = arena_of([100])
+    fill(arena, "forget", 0)
+    fill(arena, "retain", 1)
+    metric = torch.ones(arena.size)
+    metric[3] = float("nan")
+    with pytest.raises(DivergedError, match=r"metric.*p0"):
+        project(arena, metric=metric)
+    with pytest.raises(ConfigError, match="negative"):
+        project(arena, metric=-torch.ones(arena.size))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-5, 1e-6])
+def test_a_small_retain_gradient_still_gives_an_orthogonal_result(size: float) -> None:
+    arena = arena_of([100, 100])
+    fill(arena, "forget", 0)
+    fill(arena, "retain", 1)
+    f, r = arena.row("forget"), arena.row("retain")
+    f.add_(r)
+    r.mul_(size)
+    assert project(arena).cos_before > 0.5
+    cosine = float(torch.dot(f.double(), r.double()) / (f.double().norm() * r.double().norm()))
+    assert abs(cosine) <= 1e-6
+
+
+@pytest.mark.parametrize("mix", [1.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("scope", ["layer", "tensor"])
+def test_every_unit_is_orthogonal_even_where_the_two_are_nearly_parallel(scope: str, mix: float) -> None:
+    arena = arena_of([300, 50, 7, 1000])
+    fill(arena, "forget", 0)
+    fill(arena, "retain", 1)
+    arena.row("forget").add_(arena.row("retain"), alpha=mix)
+    project(arena, scope=scope)
+    units: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for s, f, r in zip(arena.segments, arena.views("forget"), arena.views("retain"), strict=True):
+        units.setdefault(s.group if scope == "layer" else s.name, []).append((f.double(), r.double()))
+    for pairs in units.values():
+        f, r = (torch.cat([pair[i].flatten() for pair in pairs]) for i in (0, 1))
+        assert abs(float(torch.dot(f, r))) <= 1e-6 * float(f.norm() * r.norm())
+
+
+def test_one_element_tensors_become_exactly_zero_under_scope_tensor() -> None:
+    arena = arena_of([1] * 50)
+    fill(arena, "forget", 0)
+    fill(arena, "retain", 1)
+    assert project(arena, scope="tensor").norm_fperp == 0.0
+    assert not arena.row("forget").any()
+
+
+def test_vectors_outside_the_arena_give_the_same_bits_as_its_rows() -> None:
+    arena = arena_of([1000, 7, 300_000])
+    fill(arena, "forget", 0)
+    fill(arena, "retain", 1)
+    f, r = arena.row("forget").clone(), arena.row("retain").clone()
+    one, two = project(arena, forget=f, retain=r, scope="layer"), project(arena, scope="layer")
+    assert one == two
+    assert torch.equal(f, arena.row("forget"))
+    with pytest.raises(ConfigError, match="one vector"):
+        project(arena, forget="retain")
+    with pytest.raises(ConfigError, match="float64"):
+        project(arena, forget=f.double())
+
+
+def test_a_row_that_lost_its_views_is_never_projected() -> None:
+    model = nn.Linear(3, 2)
+    arena = GradientArena(model.named_parameters())
+    arena.bind("forget")
+    model(torch.ones(4, 3)).sum().backward()
+    model.zero_grad(set_to_none=True)
+    fill(arena, "retain", 1)
+    with pytest.raises(InvariantError, match="left the arena"):
+        project(arena)
