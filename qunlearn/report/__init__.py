@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -32,19 +31,28 @@ def build(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"percent": words.percent, "signed": words.signed, "pretty": _pretty}
+    env.filters |= {n: getattr(words, n) for n in ("percent", "signed", "pretty", "label", "audit", "kind", "pair")}
+    columns, target = data.columns, data.columns.get(data.reference or "", {})
+    before = next((c for n, c in columns.items() if n not in (data.subject, data.reference)), {})
     figures = {
         "histogram": plots.histogram(data.confidences) if data.confidences else "",
-        "trajectory": plots.trajectory(data.trajectory, data.band) if data.trajectory else "",
+        "trajectory": plots.trajectory(data.trajectory, data.band, data.chosen),
         "changes": plots.changes(data.changes["layers"]) if data.changes and data.changes["layers"] else "",
     }
+    symbol, verdict, meaning = words.VERDICTS[data.verdict]
     html: str = env.get_template(TEMPLATE).render(
         d=data,
         figures={k: markupsafe.Markup(v) for k, v in figures.items()},
         rows=_rows(data),
-        symbol=words.VERDICTS[data.verdict][0],
-        verdict=words.VERDICTS[data.verdict][1],
+        symbol=symbol,
+        verdict=verdict,
+        meaning=meaning,
+        method=words.method(data.method),
+        change=words.change(before.get("forget"), columns.get(data.subject, {}).get("forget"), target.get("forget")),
+        facts={words.label(k): words.fact(k, v) for k, v in data.fields.items()},
         results=_results(data),
+        directions=_directions(data),
+        sides=words.SIDES,
     )
     return html
 
@@ -68,19 +76,26 @@ def _rows(data: ReportData) -> list[dict[str, Any]]:
 
 
 def _results(data: ReportData) -> list[dict[str, Any]]:
+    """Audit results, shipping artefacts first, each with its difference to the reference where it holds one."""
     if data.audit is None:
         return []
     shipping = list(data.audit["shipping"])
     kinds = sorted(data.audit["results"], key=lambda k: (k not in shipping, k))
-    return [{"kind": kind, "ships": kind in shipping, **r} for kind in kinds for r in data.audit["results"][kind]]
+    out = []
+    for kind in kinds:
+        for r in data.audit["results"][kind]:
+            extra = {
+                "delta": (r.get("tables") or {}).get("delta"),
+                "against": (r.get("reference") or {}).get("value"),
+                "why": [data.codes.get(code.partition(":")[0], code) for code in r["reasons"]],
+            }
+            out.append({"kind": kind, "ships": kind in shipping, **r, **extra})
+    return out
 
 
-def _pretty(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+def _directions(data: ReportData) -> dict[str, str]:
+    """How to read each audit, once."""
+    return {r["audit"]: r["direction"] for r in _results(data) if r.get("direction")}
 
 
 __all__ = ["ReportData", "build", "write"]

@@ -15,7 +15,9 @@ class ReportData:
 
     ``columns`` maps a column label (base, unlearned, retrained) to the five metrics; ``confidences`` maps the same
     labels to true-class probabilities on the forget set; ``trajectory`` holds trace rows (``step``, ``a_f``, ``a_r``,
-    ``cos_before``, ``cos_after``); ``changes``, ``parity`` and ``audit`` are the JSON forms of those reports.
+    ``cos_before``, ``cos_after``), ``chosen`` the step that was kept; ``changes``, ``parity`` and ``audit`` are the
+    JSON forms of those reports; ``codes`` maps reason codes to sentences; ``source`` is the artefact kind that
+    ``columns`` were read from. ``reasons`` and ``warnings`` are sentences.
     """
 
     title: str
@@ -26,13 +28,16 @@ class ReportData:
     method: str = ""
     columns: Mapping[str, Mapping[str, float | None]]
     reference: str | None = None
+    source: str = "onnx-all"
     subject: str = "unlearned"
     confidences: Mapping[str, Sequence[float]] = field(default_factory=dict)
     trajectory: Sequence[Mapping[str, Any]] = ()
     band: tuple[float, float] | None = None
+    chosen: int | None = None
     changes: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] | None = None
     audit: Mapping[str, Any] | None = None
+    codes: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

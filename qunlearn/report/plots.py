@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,18 @@ from typing import Any
 import numpy as np
 
 from qunlearn.errors import MissingDependencyError
-from qunlearn_export.files import canonical_json
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-"""Okabe and Ito's palette: distinguishable with colour-blindness, legible on white and on black."""
+COLOURS = ("#0072b2", "#d55e00", "#008a64", "#a8457f", "#e69f00")
+"""After Okabe and Ito's palette, for white paper. The page may replace each by its variable ``--c0`` to ``--c4``."""
+DASHES = ("-", "-", "--", ":", "-.")
+"""Line styles beside the colours, so that lines can be told apart without them."""
 _INK = "#010203"
+_WIDTH = 4.5
+_LONGEST = 24
+_LEGEND = {"borderaxespad": 0.2, "handlelength": 1.8, "columnspacing": 1.2}
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any, Any]:
+def _figure(height: float) -> tuple[Any, Any]:
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -29,7 +34,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any, Any]:
         "svg.hashsalt": "qunlearn",
         "svg.fonttype": "none",
         "font.family": "sans-serif",
-        "font.size": 10,
+        "font.size": 9,
         "text.color": _INK,
         "axes.edgecolor": _INK,
         "axes.labelcolor": _INK,
@@ -37,12 +42,14 @@ def _figure(width: float, height: float) -> tuple[Any, Any, Any]:
         "ytick.color": _INK,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
     }
     context = mpl.rc_context(style)
     context.__enter__()
-    fig = Figure(figsize=(width, height), layout="constrained")
+    fig = Figure(figsize=(_WIDTH, height), layout="constrained")
     fig.patch.set_alpha(0)
-    return context, fig, mpl
+    return context, fig
 
 
 def _svg(context: Any, fig: Any, title: str, description: str) -> str:
@@ -53,61 +60,96 @@ def _svg(context: Any, fig: Any, title: str, description: str) -> str:
         context.__exit__(None, None, None)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    for i, colour in enumerate(COLOURS):
+        text = text.replace(f": {colour}", f": var(--c{i}, {colour})")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r' xmlns:xlink="[^"]*"', "", text).replace("xlink:href", "href")
     unique = re.sub(r"[^a-z0-9]+", "-", title.lower())
-    text = re.sub(r'id="([^"]+)"', rf'id="{unique}-\1"', text)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{unique}-\1"', text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{unique}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{unique}-\1)", text)
-    label = canonical_json(f"{title}: {description}").replace("&", "&amp;").replace("<", "&lt;")
-    return text.replace("<svg", f'<svg role="img" aria-label={label}', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(f"{title}: {description}")}"', 1)
+
+
+def _name(text: str) -> str:
+    """A name as plain text for matplotlib: no formulas, not hidden by an underscore in front, not too long."""
+    short = text if len(text) <= _LONGEST else "\u2026" + text[1 - _LONGEST :]
+    short = short.replace("$", r"\$")
+    return f"\u200b{short}" if short.startswith("_") else short
+
+
+def _legend(ax: Any) -> None:
+    columns = len(ax.get_legend_handles_labels()[1])
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, columns), **_LEGEND)
 
 
 def histogram(confidences: Mapping[str, Sequence[float]]) -> str:
     """True-class probability on the forget set, one step histogram a model (share of samples per bin)."""
-    context, fig, _ = _figure(6.4, 2.9)
+    context, fig = _figure(2.6)
     ax = fig.add_subplot()
     bins = np.linspace(0, 1, 21)
     for i, (name, values) in enumerate(confidences.items()):
         share = np.histogram(np.asarray(values), bins)[0] / max(1, len(values))
-        ax.stairs(100 * share, bins, label=name, color=COLOURS[i], linewidth=2, fill=False)
-    ax.set(xlabel="probability of the true class on the forget set", ylabel="share of samples (%)", xlim=(0, 1))
-    ax.legend(frameon=False)
-    return _svg(context, fig, "Confidence on the forget set", "histograms per model")
+        i %= len(COLOURS)
+        line = ax.stairs(100 * share, bins, label=_name(name), color=COLOURS[i], linewidth=1.8, linestyle=DASHES[i])
+        line.set_clip_on(False)
+    ax.set(xlabel="probability given to the true class", ylabel="forgotten samples (%)", xlim=(0, 1), ylim=(0, None))
+    _legend(ax)
+    return _svg(context, fig, "Confidence on the forget set", "share of samples by probability, one line a model")
 
 
-def trajectory(rows: Sequence[Mapping[str, Any]], band: tuple[float, float] | None) -> str:
-    """Accuracy on forget and retain probes over the steps with the target band; cosines below."""
-    context, fig, _ = _figure(6.4, 4.4)
-    top, bottom = fig.subplots(2, 1, sharex=True)
+def trajectory(
+    rows: Sequence[Mapping[str, Any]], band: tuple[float, float] | None = None, chosen: int | None = None
+) -> str:
+    """Accuracy on forget and retain probes over the steps with the target band and the step kept; cosines below.
+
+    The lower half is left out where no row has a cosine, the upper where none has an accuracy; empty without both.
+    """
     seen = [r for r in rows if r.get("a_f") is not None]
-    if band is not None:
-        top.axhspan(100 * band[0], 100 * band[1], color=COLOURS[4], alpha=0.25, label="target band (forget)", lw=0)
-    for key, name, colour in (("a_f", "forget", COLOURS[1]), ("a_r", "retain", COLOURS[0])):
-        top.plot([r["step"] for r in seen], [100 * r[key] for r in seen], label=name, color=colour, marker=".", lw=2)
-    top.set(ylabel="accuracy (%)", ylim=(0, 103))
-    top.legend(frameon=False, loc="lower left", fontsize=9)
     steps = [r for r in rows if r.get("cos_before") is not None]
-    for key, name, colour in (
-        ("cos_before", "before projection", COLOURS[3]),
-        ("cos_after", "after projection", COLOURS[2]),
-    ):
-        bottom.plot([r["step"] for r in steps], [r[key] for r in steps], label=name, color=colour, lw=1.5)
-    bottom.set(xlabel="step", ylabel="cos(forget, retain)")
-    bottom.legend(frameon=False, fontsize=9)
-    return _svg(context, fig, "Forgetting trajectory", "accuracies and cosines over the steps")
+    if not seen and not steps:
+        return ""
+    context, fig = _figure(3.9 if seen and steps else 2.4)
+    axes = list(fig.subplots(int(bool(seen)) + int(bool(steps)), 1, sharex=True, squeeze=False)[:, 0])
+    axes[-1].set(xlabel="step")
+    if seen:
+        _accuracies(axes[0], seen, band, chosen)
+    if steps:
+        ax = axes[-1]
+        for key, name, i in (("cos_before", "before projection", 3), ("cos_after", "after projection", 2)):
+            found = [r for r in steps if r.get(key) is not None]
+            style = {"color": COLOURS[i], "lw": 1.4, "linestyle": "-" if i == 3 else "--"}
+            ax.plot([r["step"] for r in found], [r[key] for r in found], label=name, **style)
+        ax.set(ylabel="cosine")
+        _legend(ax)
+    return _svg(context, fig, "Forgetting trajectory", "accuracies and gradient cosines over the steps")
+
+
+def _accuracies(
+    ax: Any, rows: Sequence[Mapping[str, Any]], band: tuple[float, float] | None, chosen: int | None
+) -> None:
+    for key, name, i, mark in (("a_f", "forget", 1, "."), ("a_r", "retain", 0, "")):
+        found = [r for r in rows if r.get(key) is not None]
+        style = {"color": COLOURS[i], "marker": mark, "lw": 1.8}
+        ax.plot([r["step"] for r in found], [100 * r[key] for r in found], label=name, **style)
+    if band is not None:
+        ax.axhspan(100 * band[0], 100 * band[1], color=COLOURS[4], alpha=0.3, label="target band", lw=0)
+    if chosen is not None:
+        ax.axvline(chosen, color=_INK, lw=1, linestyle=":", label="step kept")
+    ax.set(ylabel="accuracy (%)", ylim=(0, 103))
+    _legend(ax)
 
 
 def changes(layers: Sequence[Mapping[str, Any]]) -> str:
     """Share of weight codes that changed, one bar a layer."""
-    context, fig, _ = _figure(6.4, 0.6 + 0.26 * len(layers))
+    context, fig = _figure(0.6 + 0.22 * len(layers))
     ax = fig.add_subplot()
-    names = [r["layer"] for r in layers]
+    names = [_name(r["layer"]) for r in layers]
     share = [100 * r["codes_changed"] / max(1, r["codes"]) for r in layers]
     ax.barh(range(len(names)), share, color=COLOURS[0], height=0.7)
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
-    ax.set(xlabel="weight codes changed (%)")
+    ax.set(xlabel="weight codes changed (%)", xlim=(0, max([1.0, *share]) * 1.02))
     return _svg(context, fig, "Integer codes changed", "share per layer")
