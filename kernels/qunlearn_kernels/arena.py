@@ -72,15 +72,16 @@ class GradientArena:
         self.device = self.params[0].device
         self.roles = tuple(roles)
         self._rows = torch.zeros(len(roles), self.size, device=self.device)
+        self._views = {role: self.split(row) for role, row in zip(self.roles, self._rows, strict=True)}
         self.bound: str | None = None
         self.group_names = list(dict.fromkeys(s.group for s in self.segments))
         blocks = [-(-s.numel // ALIGN) for s in self.segments]
         count = torch.tensor(blocks, device=self.device)
         index = torch.arange(len(blocks), device=self.device)
         self.block_segment = torch.repeat_interleave(index, count)
+        self.block_count = count
         position = {g: i for i, g in enumerate(self.group_names)}
         self.segment_group = torch.tensor([position[s.group] for s in self.segments], device=self.device)
-        self.block_count = count
 
     @property
     def names(self) -> list[str]:
@@ -95,7 +96,8 @@ class GradientArena:
 
     def views(self, role: str) -> list[Tensor]:
         """The row cut into parameter-shaped views, in arena order."""
-        return self.split(self.row(role))
+        self.row(role)
+        return list(self._views[role])
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Parameter-shaped views of any vector laid out like a row."""
@@ -116,7 +118,7 @@ class GradientArena:
         Parameters of another type than float32 get no view: :meth:`collect` adds their own gradient to the row.
         """
         self.row(role).zero_()
-        for p, view in zip(self.params, self.views(role), strict=True):
+        for p, view in zip(self.params, self._views[role], strict=True):
             p.grad = view if p.dtype == torch.float32 and p.requires_grad else None
         self.bound = role
 
@@ -128,7 +130,7 @@ class GradientArena:
         """
         if self.bound is None:
             raise InvariantError("no row is bound.", remedy="Call bind(role) before backward.")
-        for p, view, s in zip(self.params, self.views(self.bound), self.segments, strict=True):
+        for p, view, s in zip(self.params, self._views[self.bound], self.segments, strict=True):
             if p.dtype != torch.float32:
                 if p.grad is not None:
                     view.add_(p.grad.to(torch.float32))

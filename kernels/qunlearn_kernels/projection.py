@@ -5,15 +5,15 @@
     metric    f <- f - (<r, P f> / (<r, P r> + eps)) r   with a diagonal preconditioner P
     basis     rows orthonormal by Gram-Schmidt, twice;   f <- f - Q'(Q f)
 
-Sums are taken in two stages, over fixed blocks of 256 floats and then in float64 over blocks, so that the result does
-not depend on the number of threads. Source: oeu specification 2.3 to 2.5; block length and second pass are our choice.
+Sums are taken in two stages, over pieces of fixed length and then in float64 over pieces, so that the result does not
+depend on the number of threads. Source: oeu specification 2.3 to 2.5; piece length and second pass are our choice.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from qunlearn_export.errors import ConfigError, DivergedError, NotYetError
 from qunlearn_kernels import torch_backend
 from qunlearn_kernels.arena import GradientArena
+from qunlearn_kernels.torch_backend import FF, FR, RPF, RPR, RR
 
 SCOPES = ("global", "layer", "tensor", "none")
 WHENS = ("always", "conflict")
@@ -72,8 +73,8 @@ def choose_backend(name: str, device: torch.device) -> str:
 def dots(arena: GradientArena, f: Tensor, r: Tensor, *, scope: str = "global", process_group: Any = None) -> Dots:
     """The three sums of two rows; all-reduced over ``process_group`` where the rows are shards."""
     _known(scope, "always")
-    fr, rr, ff = _sums(arena, f, r, scope, None, None, process_group).unbind(dim=1)
-    return Dots(fr=fr, rr=rr, ff=ff)
+    out = _sums(arena, f, r, scope, None, process_group)
+    return Dots(fr=out[:, FR], rr=out[:, RR], ff=out[:, FF])
 
 
 def project(
@@ -102,64 +103,66 @@ def project(
     if f.data_ptr() == r.data_ptr() and f.numel():
         raise ConfigError("forget and retain are one vector.", remedy="Give two rows.")
     weight = None if metric is None else _row(arena, metric)
-    first = _sums(arena, f, r, scope, weight, None, process_group)
-    _finite(arena, first, {"forget": f, "retain": r, "metric": weight})
-    if scope == "none":
-        return _stats(_totals(first), _totals(first), 1, int(first[0, 0] < 0))
-
-    def move(factor: Tensor | float) -> Tensor:
-        return _sums(arena, f, r, scope, weight, factor, process_group)
-
-    along, norm = (0, 1) if weight is None else (3, 4)
-    if len(first) == 1:
-        return _one_unit(first, move, along, norm, when == "conflict", eps, f)
+    if torch_backend.units(arena, scope) == 1:
+        return _one_unit(arena, f, r, weight, scope == "none", when == "conflict", eps, process_group)
+    first = _sums(arena, f, r, scope, weight, process_group)
+    if not bool(first.isfinite().all()):
+        raise _not_finite(arena, {"forget": f, "retain": r, "metric": weight})
+    along, norm = (FR, RR) if weight is None else (RPF, RPR)
     if bool((first[:, norm] < 0).any()):
         raise _negative()
-    conflict = first[:, 0] < 0
+    conflict = first[:, FR] < 0
     mask = first[:, norm] > 0
     if when == "conflict":
         mask &= conflict
     sharp = mask & (first[:, norm] > eps)
     current, todo, guard = first, mask, eps
-    for _ in range(PASSES):
-        current = move(torch.where(todo, current[:, along] / (first[:, norm] + guard), 0.0))
-        nothing = sharp & (current[:, 2] <= DROP**2 * first[:, 2]) & (current[:, 2] > 0)
+    for _ in range(PASSES if bool(mask.any()) else 0):
+        factor = torch.where(todo, current[:, along] / (first[:, norm] + guard), 0.0)
+        current = _sums(arena, f, r, scope, weight, process_group, factor=factor)
+        nothing = sharp & (current[:, FF] <= DROP**2 * first[:, FF]) & (current[:, FF] > 0)
         if bool(nothing.any()):
             torch_backend.scale(arena, f, (~nothing).double(), scope)
-            current[nothing, 0] = current[nothing, 2] = current[nothing, along] = 0.0
-        todo, guard = sharp & (current[:, along].abs() > TOLERANCE * (current[:, 2] * first[:, norm]).sqrt()), 0.0
+            for column in (FR, FF, along):
+                current[nothing, column] = 0.0
+        todo, guard = sharp & (current[:, along].abs() > TOLERANCE * (current[:, FF] * first[:, norm]).sqrt()), 0.0
         if not bool(todo.any()):
             break
-    return _stats(_totals(first), _totals(current), len(first), int(conflict.sum()))
+    return _stats(first.sum(dim=0).tolist(), current.sum(dim=0).tolist(), len(first), int(conflict.sum()))
 
 
 def _one_unit(
-    first: Tensor,
-    move: Callable[[float], Tensor],
-    along: int,
-    norm: int,
+    arena: GradientArena,
+    f: Tensor,
+    r: Tensor,
+    weight: Tensor | None,
+    measure_only: bool,
     only_conflict: bool,
     eps: float,
-    f: Tensor,
+    process_group: Any,
 ) -> ProjectionStats:
     """The same passes for one unit, in plain numbers: small networks would spend their time on tiny tensors."""
-    start: list[float] = first[0].tolist()
-    square, now = start[norm], start
+    start = _row_sums(f, r, weight, process_group)
+    if not all(math.isfinite(v) for v in start):
+        raise _not_finite(arena, {"forget": f, "retain": r, "metric": weight})
+    along, norm = (FR, RR) if weight is None else (RPF, RPR)
+    square, now, guard = start[norm], start, eps
     if square < 0:
         raise _negative()
-    guard = eps
-    for _ in range(PASSES if square > 0 and (start[0] < 0 or not only_conflict) else 0):
-        now = move(now[along] / (square + guard))[0].tolist()
+    moves = square > 0 and (start[FR] < 0 or not only_conflict) and not measure_only
+    for _ in range(PASSES if moves else 0):
+        factor = now[along] / (square + guard)
+        now = _row_sums(f, r, weight, process_group, factor=factor)
         if square <= eps:
             break
-        if now[2] <= DROP**2 * start[2]:
+        if now[FF] <= DROP**2 * start[FF]:
             f.zero_()
-            now = [0.0, start[1], 0.0]
+            now = [0.0] * len(now)
             break
-        if abs(now[along]) <= TOLERANCE * math.sqrt(now[2] * square):
+        if abs(now[along]) <= TOLERANCE * math.sqrt(now[FF] * square):
             break
         guard = 0.0
-    return _stats((start[0], start[1], start[2]), (now[0], now[1], now[2]), 1, int(start[0] < 0))
+    return _stats(start, now, 1, int(start[FR] < 0))
 
 
 def _negative() -> ConfigError:
@@ -209,14 +212,15 @@ def project_k(
 ) -> ProjectionStats:
     """Remove from ``forget`` its part in the span of ``basis``, in place; the statistics are against ``retain``."""
     f, r = _row(arena, forget), _row(arena, retain)
-    first = _sums(arena, f, r, basis.scope, None, None, None)
-    _finite(arena, first, {"forget": f, "retain": r})
+    first = _sums(arena, f, r, basis.scope, None, None)
+    if not bool(first.isfinite().all()):
+        raise _not_finite(arena, {"forget": f, "retain": r})
     rows = basis.rows()
     for _ in range(2):
         for q in rows:
             torch_backend.subtract(arena, f, q, torch_backend.block_dot(arena, f, q, basis.scope), basis.scope)
-    after = _sums(arena, f, r, basis.scope, None, None, None)
-    return _stats(_totals(first), _totals(after), len(first), int((first[:, 0] < 0).sum()))
+    after = _sums(arena, f, r, basis.scope, None, None)
+    return _stats(first.sum(dim=0).tolist(), after.sum(dim=0).tolist(), len(first), int((first[:, FR] < 0).sum()))
 
 
 def step(
@@ -255,48 +259,57 @@ def _sums(
     r: Tensor,
     scope: str,
     metric: Tensor | None,
-    factor: Tensor | float | None,
     process_group: Any,
+    *,
+    factor: Tensor | None = None,
 ) -> Tensor:
-    """The backend's update and sums, added over the processes."""
+    """The backend's update and sums per unit, added over the processes."""
     out = torch_backend.sums(arena, f, r, scope, metric=metric, factor=factor)
     if process_group is not None:
-        out = out.contiguous()
         torch.distributed.all_reduce(out, group=process_group)
     return out
 
 
-def _finite(arena: GradientArena, sums: Tensor, vectors: Mapping[str, Tensor | None]) -> None:
-    """DivergedError if a sum is not finite, naming the tensor where an entry is at fault."""
-    if bool(torch.isfinite(sums).all()):
-        return
+def _row_sums(
+    f: Tensor,
+    r: Tensor,
+    metric: Tensor | None,
+    process_group: Any,
+    *,
+    factor: float | None = None,
+) -> list[float]:
+    """The same for one unit, as numbers."""
+    out = torch_backend.row_sums(f, r, metric=metric, factor=factor)
+    if process_group is None:
+        return out
+    shared = torch.tensor(out, dtype=torch.float64, device=f.device)
+    torch.distributed.all_reduce(shared, group=process_group)
+    numbers: list[float] = shared.tolist()
+    return numbers
+
+
+def _not_finite(arena: GradientArena, vectors: Mapping[str, Tensor | None]) -> DivergedError:
+    """The error for sums that are not finite, naming the tensor where an entry is at fault."""
     for what, vector in vectors.items():
         if vector is not None:
             arena.check_finite(vector, what)
-    raise DivergedError(
+    return DivergedError(
         "the gradients are finite here, but their squares overflow float32 or another process is not finite.",
         remedy="Use a smaller lr.",
     )
-
-
-def _totals(sums: Tensor) -> tuple[float, float, float]:
-    fr, rr, ff = (sums if len(sums) == 1 else sums.sum(dim=0, keepdim=True))[0, :3].tolist()
-    return fr, rr, ff
 
 
 def _cosine(fr: float, rr: float, ff: float) -> float:
     return fr / math.sqrt(rr * ff) if rr > 0 and ff > 0 else 0.0
 
 
-def _stats(
-    before: tuple[float, float, float], after: tuple[float, float, float], segments: int, conflicts: int
-) -> ProjectionStats:
-    ff, ff_after = before[2], after[2]
+def _stats(before: Sequence[float], after: Sequence[float], segments: int, conflicts: int) -> ProjectionStats:
+    rr, ff, ff_after = before[RR], before[FF], after[FF]
     return ProjectionStats(
-        cos_before=_cosine(*before),
-        cos_after=_cosine(*after),
+        cos_before=_cosine(before[FR], rr, ff),
+        cos_after=_cosine(after[FR], rr, ff_after),
         norm_f=math.sqrt(ff),
-        norm_r=math.sqrt(before[1]),
+        norm_r=math.sqrt(rr),
         norm_fperp=math.sqrt(ff_after),
         removed=1.0 - ff_after / ff if ff > 0 else 0.0,
         segments=segments,

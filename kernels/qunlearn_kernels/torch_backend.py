@@ -1,19 +1,49 @@
 """The torch backend: flat operations, no Python loop over tensors. The reference for all others.
 
 Inner products have two stages. One batched product gives the 2x2 Gram matrix of every block of ``ALIGN`` floats
-(float32, one read of memory for all three inner products); blocks are then added in float64 in a fixed order. Long
+(float32, one read of memory for all three inner products); blocks are then added in float64 in a fixed order. On a CPU
 rows are worked through in pieces that fit the cache, so measuring what an update left costs no second trip to memory.
+Pieces have one length whatever the number of threads, and BLAS' own dot product is not used: it has other bits with
+other numbers of threads.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from qunlearn_kernels.arena import ALIGN, GradientArena
 
-PIECE = 1024
-"""Blocks that one piece of a long row holds on a CPU (1 MiB of float32); other devices take the row whole."""
+PIECE = 256
+"""Blocks that one piece of a row holds on a CPU (256 KiB of float32); other devices take the row whole. Torch gives an
+element-wise operation of this length to two threads at most, cut at a multiple of the vector length."""
+
+FR, RR, FF, RPF, RPR = range(5)
+"""Columns of the sums: <f, r>, <r, r>, <f, f>; with a metric P also <r, P f>, <r, P r>, otherwise 0."""
+
+_GRAM = (1, 3, 0)
+
+
+def units(arena: GradientArena, scope: str) -> int:
+    """Number of units of a scope: tensors, layers, or one."""
+    return {"tensor": len(arena.segments), "layer": len(arena.group_names)}.get(scope, 1)
+
+
+def row_sums(f: Tensor, r: Tensor, *, metric: Tensor | None = None, factor: float | None = None) -> list[float]:
+    """First ``f -= factor r`` in place (if given), then the five sums over two whole rows [N_pad], as numbers."""
+    parts = [gram.sum(dim=0, dtype=torch.float64) for gram in _grams(f, r, metric, factor)]
+    if not parts:
+        return [0.0] * 5
+    rows: list[list[float]] = torch.stack(parts).tolist()
+    if len(rows) == 1:
+        total = rows[0]
+    else:
+        total = [math.fsum(c) if all(map(math.isfinite, c)) else math.nan for c in zip(*rows, strict=True)]
+    more = [total[4], total[5]] if metric is not None else [0.0, 0.0]
+    return [total[1], total[3], total[0], *more]
 
 
 def sums(
@@ -23,56 +53,37 @@ def sums(
     scope: str,
     *,
     metric: Tensor | None = None,
-    factor: Tensor | float | None = None,
+    factor: Tensor | None = None,
 ) -> Tensor:
-    """First ``f -= factor r`` in place (if given: a number, or one float64 factor per unit), then the sums.
-
-    Float64 [units, 3]: <f, r>, <r, r>, <f, f>; with ``metric`` P also <r, P f> and <r, P r> ([units, 5]).
-    """
-    pair, swapped = _pair(f, r)
-    piece = PIECE if f.device.type == "cpu" else arena.blocks
-    scratch = None if pair is not None else f.new_empty(2, min(piece, arena.blocks) * ALIGN)
-    each = _per_block(arena, factor, scope) if isinstance(factor, Tensor) else None
-    parts = []
-    for lo in range(0, arena.blocks, max(1, piece)):
-        hi = min(lo + piece, arena.blocks)
-        here = slice(lo * ALIGN, hi * ALIGN)
-        if each is not None:
-            f[here].view(-1, ALIGN).addcmul_(r[here].view(-1, ALIGN), each[lo:hi], value=-1.0)
-        elif isinstance(factor, float):
-            f[here].sub_(r[here], alpha=factor)
-        if pair is not None:
-            both = pair[:, here]
-        elif scratch is not None:
-            both = scratch[:, : (hi - lo) * ALIGN]
-            both[0].copy_(f[here])
-            both[1].copy_(r[here])
-        x = both.view(2, hi - lo, ALIGN).transpose(0, 1)
-        gram = torch.bmm(x, x.transpose(1, 2)).flatten(1)
-        if metric is not None:
-            weighted = x * metric[here].view(-1, 1, ALIGN)
-            gram = torch.cat([gram, torch.bmm(x, weighted.transpose(1, 2)).flatten(1)], dim=1)
-        parts.append(gram)
+    """As :func:`row_sums` for every unit of the scope; ``factor`` holds one float64 per unit. Float64 [units, 5]."""
+    if units(arena, scope) == 1:
+        values = row_sums(f, r, metric=metric, factor=None if factor is None else float(factor))
+        return torch.tensor([values], dtype=torch.float64, device=f.device)
+    each = None if factor is None else _per_block(arena, factor, scope)
+    parts = list(_grams(f, r, metric, each))
+    out = torch.zeros(units(arena, scope), 5, dtype=torch.float64, device=f.device)
     if not parts:
-        return torch.zeros(_units(arena, scope), 3 if metric is None else 5, dtype=torch.float64, device=f.device)
-    columns = [1, 0, 3] if swapped else [1, 3, 0]
+        return out
+    partial = (parts[0] if len(parts) == 1 else torch.cat(parts)).double()
+    total = torch.segment_reduce(partial, "sum", lengths=arena.block_count, axis=0, unsafe=True, initial=0.0)
+    if scope == "layer":
+        total = total.new_zeros(len(out), total.shape[1]).index_add_(0, arena.segment_group, total)
+    out[:, :3] = total[:, _GRAM]
     if metric is not None:
-        columns += [5, 4 if swapped else 7]
-    partial = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return _over(arena, partial.double(), scope)[:, columns]
+        out[:, 3:] = total[:, 4:]
+    return out
 
 
 def block_dot(arena: GradientArena, x: Tensor, y: Tensor, scope: str) -> Tensor:
     """<x, y> per unit of the scope, float64 [units]."""
-    return sums(arena, x, y, scope)[:, 0]
+    return sums(arena, x, y, scope)[:, FR]
 
 
 def subtract(arena: GradientArena, f: Tensor, r: Tensor, factor: Tensor, scope: str) -> None:
     """``f -= factor r`` in place, one float64 factor per unit of the scope."""
-    if len(factor) == 1:
-        f.sub_(r, alpha=float(factor))
-        return
-    f.view(-1, ALIGN).addcmul_(r.view(-1, ALIGN), _per_block(arena, factor, scope), value=-1.0)
+    each = float(factor) if len(factor) == 1 else _per_block(arena, factor, scope)
+    for a, b, here in _pieces(f, r):
+        _move(a, b, each, here)
 
 
 def scale(arena: GradientArena, f: Tensor, factor: Tensor, scope: str) -> None:
@@ -83,27 +94,46 @@ def scale(arena: GradientArena, f: Tensor, factor: Tensor, scope: str) -> None:
     f.view(-1, ALIGN).mul_(_per_block(arena, factor, scope))
 
 
-def _pair(f: Tensor, r: Tensor) -> tuple[Tensor | None, bool]:
-    """Two rows of one buffer as a strided [2, N_pad] view, and whether r comes first; None for separate vectors."""
-    if f.untyped_storage().data_ptr() != r.untyped_storage().data_ptr():
-        return None, False
+def _grams(f: Tensor, r: Tensor, metric: Tensor | None, factor: Tensor | float | None) -> Iterator[Tensor]:
+    """Piece by piece: the update, then per block <f, f>, <f, r>, <r, f>, <r, r> and with a metric <r, P f>, <r, P r>.
+
+    Float32 [blocks, 4 or 6]; ``factor`` is a number or one float32 per block [all blocks, 1].
+    """
+    pairs = _pairs(f, r)
+    for a, b, here in _pieces(f, r):
+        if factor is not None:
+            _move(a, b, factor, here)
+        both = torch.stack([a, b], dim=1) if pairs is None else pairs[here]
+        gram = torch.bmm(both, both.transpose(1, 2)).flatten(1)
+        if metric is not None:
+            weighted = b * metric.view(-1, ALIGN)[here]
+            gram = torch.cat([gram, torch.bmm(both, weighted[:, :, None]).flatten(1)], dim=1)
+        yield gram
+
+
+def _pieces(f: Tensor, r: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Both rows cut into pieces [blocks, ALIGN], with the blocks they hold."""
+    blocks = f.numel() // ALIGN
+    piece = PIECE if f.device.type == "cpu" else max(1, blocks)
+    x, y = f.view(-1, ALIGN), r.view(-1, ALIGN)
+    for lo in range(0, blocks, piece):
+        here = slice(lo, min(lo + piece, blocks))
+        yield x[here], y[here], here
+
+
+def _move(a: Tensor, b: Tensor, factor: Tensor | float, here: slice) -> None:
+    if isinstance(factor, Tensor):
+        a.addcmul_(b, factor[here], value=-1.0)
+    else:
+        a.sub_(b, alpha=factor)
+
+
+def _pairs(f: Tensor, r: Tensor) -> Tensor | None:
+    """Two rows of one buffer, ``f`` before ``r``, as a strided view [blocks, 2, ALIGN]; None for other vectors."""
     gap = int(r.storage_offset()) - int(f.storage_offset())
-    return (f if gap >= 0 else r).as_strided((2, f.numel()), (abs(gap), 1)), gap < 0
-
-
-def _units(arena: GradientArena, scope: str) -> int:
-    return {"tensor": len(arena.segments), "layer": len(arena.group_names)}.get(scope, 1)
-
-
-def _over(arena: GradientArena, partial: Tensor, scope: str) -> Tensor:
-    """Block sums [blocks, c] float64 to sums per unit [units, c], always added in the same order."""
-    if scope in ("global", "none"):
-        return partial.sum(dim=0, keepdim=True)
-    per_segment = torch.segment_reduce(partial, "sum", lengths=arena.block_count, axis=0, unsafe=True, initial=0.0)
-    if scope == "tensor":
-        return per_segment
-    out = torch.zeros(len(arena.group_names), partial.shape[1], dtype=torch.float64, device=arena.device)
-    return out.index_add_(0, arena.segment_group, per_segment)
+    if gap <= 0 or f.untyped_storage().data_ptr() != r.untyped_storage().data_ptr():
+        return None
+    return f.as_strided((f.numel() // ALIGN, 2, ALIGN), (ALIGN, gap, 1))
 
 
 def _per_block(arena: GradientArena, factor: Tensor, scope: str) -> Tensor:
