@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,31 +220,40 @@ def test_same_bits_for_any_number_of_threads() -> None:
     assert len(seen) == 1
 
 
-def _worker(rank: int, port: int, out: Any) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    arena = arena_of([64, 100])
-    whole = arena_of([128, 200])
-    for role, seed in (("forget", 0), ("retain", 1)):
-        fill(whole, role, seed)
-        for mine, full in zip(arena.views(role), whole.views(role), strict=True):
-            mine.copy_(full.chunk(2)[rank])
-    project(arena, process_group=torch.distributed.group.WORLD)
-    out[rank] = [v.tolist() for v in arena.views("forget")]
-    torch.distributed.destroy_process_group()
+WORKER = """
+import json, sys, torch
+from torch import nn
+from qunlearn_kernels.arena import GradientArena
+from qunlearn_kernels.projection import project
+rank, port, file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+arena = GradientArena([("a.w", nn.Parameter(torch.zeros(64))), ("b.w", nn.Parameter(torch.zeros(100)))])
+for role, seed in (("forget", 0), ("retain", 1)):
+    generator = torch.Generator().manual_seed(seed)
+    for mine, n in zip(arena.views(role), (128, 200)):
+        mine.copy_(torch.randn(n, generator=generator).chunk(2)[rank])
+project(arena, process_group=torch.distributed.group.WORLD)
+json.dump([v.tolist() for v in arena.views("forget")], open(file, "w"))
+torch.distributed.destroy_process_group()
+"""
 
 
-def test_two_processes_equal_one() -> None:
-    import socket
-
-    import torch.multiprocessing as mp
-
+def test_two_processes_equal_one(tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        out = manager.dict()
-        mp.start_processes(_worker, args=(port, out), nprocs=2, start_method="fork")
-        parts = [out[0], out[1]]
+        port = str(s.getsockname()[1])
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    files = [tmp_path / f"{rank}.json" for rank in range(2)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), port, str(file)], env=env)
+        for rank, file in enumerate(files)
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in running] == [0, 0]
+    finally:
+        for process in running:
+            process.kill()
+    parts = [json.loads(file.read_text()) for file in files]
     whole = arena_of([128, 200])
     fill(whole, "forget", 0)
     fill(whole, "retain", 1)
