@@ -104,8 +104,11 @@ class ChangeTable:
 @torch.no_grad()
 def code_changes(before: QuantModel, after: QuantModel) -> ChangeTable:
     """Compare the codes that would ship before and after; both must come from the same network and spec."""
-    if before.steps != after.steps:
-        raise ConfigError("the two networks differ in structure.", remedy="Compare a network with its own update.")
+    shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (before, after)]
+    if before.steps != after.steps or before.spec != after.spec or shapes[0] != shapes[1]:
+        raise ConfigError(
+            "the two networks differ in structure or bit widths.", remedy="Compare a network with its own update."
+        )
     old, new = lower(before, repair_dead=True), lower(after, repair_dead=True)
     rows, dots, dq_norms, dw_norms = [], 0.0, 0.0, 0.0
     old_layers = {layer.name: layer for layer in old.weighted()}

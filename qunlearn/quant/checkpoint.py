@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qunlearn import models
-from qunlearn.errors import ArtefactError
+from qunlearn.errors import ArtefactError, ConfigError
 from qunlearn.quant.model import QuantModel
 from qunlearn.quant.prepare import prepare
 from qunlearn.quant.spec import QuantSpec
@@ -51,7 +51,7 @@ class RunConfig:
         if not isinstance(value, dict):
             raise ArtefactError(f"{where} does not hold an object.", remedy="Train the run anew.")
         version = value.get("version")
-        if version != VERSION:
+        if type(version) is not int or version != VERSION:
             raise ArtefactError(
                 f"{where} has format version {version!r}; this package reads version {VERSION}.",
                 remedy="Install a newer qunlearn, or train the run anew."
@@ -70,15 +70,20 @@ class RunConfig:
         }
         problems = [f"missing {k}" for k in kinds if k not in value]
         problems += [f"unknown {k}" for k in value if k not in kinds and k != "version"]
-        problems += [f"{k} is not {t.__name__}" for k, t in kinds.items() if k in value and not isinstance(value[k], t)]
-        if not problems and not all(isinstance(d, int) and 0 < d < 2**16 for d in value["in_shape"]):
-            problems.append("in_shape holds something other than positive integers")
-        if problems:
+        problems += [f"{k} is not {t.__name__}" for k, t in kinds.items() if k in value and type(value[k]) is not t]
+        shape, count = value.get("in_shape"), value.get("num_classes")
+        if type(shape) is list and not (len(shape) == 3 and all(type(d) is int and 0 < d < 2**16 for d in shape)):
+            problems.append("in_shape is not three positive integers")
+        if type(count) is int and not 0 < count < 2**16:
+            problems.append("num_classes is not a positive integer")
+        spec = None
+        if type(value.get("spec")) is dict:
+            try:
+                spec = QuantSpec(**value["spec"])
+            except (TypeError, ConfigError) as err:
+                problems.append(f"spec: {err}")
+        if problems or spec is None:
             raise ArtefactError(f"{where}: {'; '.join(problems)}.", remedy="Train the run anew.")
-        try:
-            spec = QuantSpec(**value["spec"])
-        except TypeError as err:
-            raise ArtefactError(f"{where}: spec: {err}.", remedy="Train the run anew.") from err
         rest = {k: value[k] for k in kinds if k not in ("in_shape", "spec")}
         return cls(in_shape=tuple(value["in_shape"]), spec=spec, **rest)
 
@@ -109,7 +114,7 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
         ) from err
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as err:
+    except (ValueError, RecursionError) as err:
         raise ArtefactError(f"{where} is not JSON: {err}.", remedy="Train the run anew.") from err
     return RunConfig.from_json(value, where=str(where))
 

@@ -65,8 +65,11 @@ def quant_linear(linear: nn.Linear, *, qmax: int, bits: int) -> nn.Module:
 
 def _with_parameters(layer: Any, source: nn.Module) -> nn.Module:
     with torch.no_grad():
-        for name, value in source.named_parameters():
-            getattr(layer, name).copy_(value)
+        for name in ("weight", "bias"):
+            value = getattr(source, name)
+            if value is not None:
+                getattr(layer, name).copy_(value)
+                getattr(layer, name).requires_grad_(value.requires_grad)
     _plain_output(layer.weight_quant)
     out: nn.Module = layer
     return out

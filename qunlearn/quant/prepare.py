@@ -44,6 +44,8 @@ def prepare(
             f"the network cannot be traced: {err}.",
             remedy="Its forward must not branch on values; use torch.nn modules in a fixed order.",
         ) from err
+    graph = fx.GraphModule(model, graph).graph
+    graph.eliminate_dead_code()
     planner = _Planner(model, graph)
     steps = planner.plan()
     out = QuantModel(spec, tuple(example.shape[1:]), steps)
@@ -51,6 +53,7 @@ def prepare(
     was_training = model.training
     try:
         calibrate(out, calibration if calibration is not None else [example])
+        _check_shapes(out, example[:1])
     except RuntimeError as err:
         raise ConfigError(
             f"the network does not accept input of shape {tuple(example.shape)}: {err}.",
@@ -58,6 +61,23 @@ def prepare(
         ) from err
     out.train(was_training)
     return out
+
+
+@torch.no_grad()
+def _check_shapes(model: QuantModel, example: Tensor) -> None:
+    """Linear layers must read [N, D] and the network must return [N, K]."""
+    model.eval()
+    shapes = {name: tuple(value.shape) for name, value in model.activations(example).items()}
+    problems = [
+        f"{s.name} reads a tensor of shape {shapes[s.inputs[0]]} (flatten before it, so that it reads [N, D])"
+        for s in model.steps
+        if s.kind == "linear" and len(shapes[s.inputs[0]]) != 2
+    ]
+    last = shapes[model.steps[-1].name]
+    if len(last) != 2:
+        problems.append(f"the result has shape {last}, not [N, K]")
+    if problems:
+        raise UnsupportedError("; ".join(problems) + ".", remedy="Put a flatten before the linear layers.")
 
 
 class _Planner:
@@ -72,6 +92,15 @@ class _Planner:
         self.problems: list[str] = []
         self.taken: set[fx.Node] = set()
         self.used_modules: set[str] = set()
+        self.step_names = {INPUT}
+        self.placed = {
+            str(n.target)
+            for n in self.nodes
+            if isinstance(self._module(n), nn.BatchNorm2d) or self._kind(n)[0] in (*WEIGHTED, "dropout")
+        }
+        self.problems += [
+            f"{path}: the name is taken by the quantized network" for path in sorted(self.placed) if _reserved(path)
+        ]
 
     def plan(self) -> tuple[Step, ...]:
         for node in self.nodes:
@@ -109,21 +138,17 @@ class _Planner:
         if kind == "identity":
             self.source[node] = inputs[0]
             return
-        name = str(node.target) if node.op == "call_module" else node.name
-        module = None
-        if kind in (*WEIGHTED, "dropout"):
-            module = name
-            if name in self.used_modules:
-                self.problems.append(f"{name}: one module used twice")
-            self.used_modules.add(name)
+        name = self._step_name(node)
+        module = self._own(node) if kind in (*WEIGHTED, "dropout") else None
         if kind == "relu":
             self._add(node, name, "requant", inputs, None, None, relu=attrs["ceiling"], attrs={})
             return
         last, bn = node, None
         if kind == "conv":
             follower = self._single_user(last)
-            if follower is not None and isinstance(self._module(follower), nn.BatchNorm2d):
-                bn, last = str(follower.target), follower
+            if follower is not None and _foldable(self._module(follower)):
+                bn, last = self._own(follower), follower
+                self.taken.add(follower)
         relu: Any = False
         if kind not in ("maxpool", "flatten", "dropout"):
             follower = self._single_user(last)
@@ -133,7 +158,32 @@ class _Planner:
                     relu, last = follow_attrs["ceiling"], follower
         self._add(last, name, kind, inputs, module, bn, relu=relu, attrs=attrs)
         if last is not node:
-            self.taken.update({last, *(n for n in self.nodes if bn is not None and str(n.target) == bn)})
+            self.taken.add(last)
+
+    def _step_name(self, node: fx.Node) -> str:
+        """Module path or node name, made unique: a pool or ReLU may run several times."""
+        base = name = str(node.target) if node.op == "call_module" else node.name
+        count = 0
+        while name in self.step_names:
+            count += 1
+            name = f"{base}_{count}"
+        self.step_names.add(name)
+        return name
+
+    def _own(self, node: fx.Node) -> str:
+        """Path of a module that has a state and so may run once only."""
+        path = str(node.target)
+        if path in self.used_modules:
+            self.problems.append(f"{path}: one module used twice")
+        self.used_modules.add(path)
+        return path
+
+    def _act_path(self, name: str) -> str:
+        path = f"{name}_act"
+        while any(p == path or p.startswith(f"{path}.") for p in self.placed) or _reserved(path):
+            path += "_"
+        self.placed.add(path)
+        return path
 
     def _add(
         self,
@@ -147,7 +197,7 @@ class _Planner:
         relu: Any,
         attrs: dict[str, Any],
     ) -> None:
-        act = None if kind in ("maxpool", "flatten", "dropout") else f"{name}_act"
+        act = None if kind in ("maxpool", "flatten", "dropout") else self._act_path(name)
         if act is not None and relu is not False:
             self.relus[act] = relu
         self.steps.append(Step(name=name, kind=kind, inputs=inputs, module=module, bn=bn, act=act, attrs=attrs))
@@ -186,15 +236,34 @@ class _Planner:
                 return "relu", {"ceiling": None}
             if target is F.relu6:
                 return "relu", {"ceiling": _RELU6}
-            if target in (torch.flatten, "flatten") and (*args[1:], *kwargs.values()) in ((1,), (1, -1)):
-                return "flatten", {}
-            if target in (torch.cat, torch.concat) and (*args[1:], *kwargs.values()) == (1,):
+            if target in (torch.flatten, "flatten"):
+                given = _arguments(args, kwargs, "start_dim", "end_dim")
+                if given.pop("start_dim", 0) == 1 and given.pop("end_dim", -1) == -1 and not given:
+                    return "flatten", {}
+            if target in (torch.cat, torch.concat) and args and _arguments(args, kwargs, "dim") == {"dim": 1}:
                 return "concat", {}
-            if target is F.adaptive_avg_pool2d and args[1] in (1, (1, 1)):
+            if target is F.adaptive_avg_pool2d and _arguments(args, kwargs, "output_size")["output_size"] in (
+                1,
+                (1, 1),
+            ):
                 return "gap", {}
             if target is F.dropout:
                 return None, {"why": "(use the module nn.Dropout)"}
         return None, {}
+
+
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Arguments after the first by name."""
+    return {**dict(zip(names, args[1:], strict=False)), **kwargs}
+
+
+def _reserved(path: str) -> bool:
+    first = path.partition(".")[0]
+    return hasattr(QuantModel, first) or first in ("spec", "in_shape", "steps", "input_quant", "_free_after")
+
+
+def _foldable(m: nn.Module | None) -> bool:
+    return isinstance(m, nn.BatchNorm2d) and m.running_mean is not None
 
 
 def _module_kind(m: nn.Module) -> tuple[str | None, dict[str, Any]]:
@@ -216,7 +285,7 @@ def _module_kind(m: nn.Module) -> tuple[str | None, dict[str, Any]]:
         return "flatten", {}
     if isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1)):
         return "gap", {}
-    if isinstance(m, nn.MaxPool2d) and not m.ceil_mode and _pair(m.dilation) == (1, 1):
+    if isinstance(m, nn.MaxPool2d) and not m.ceil_mode and not m.return_indices and _pair(m.dilation) == (1, 1):
         return "maxpool", {"kernel": _pair(m.kernel_size), "strides": _pair(m.stride), "padding": _pair(m.padding)}
     if isinstance(m, nn.AvgPool2d) and not m.ceil_mode and m.divisor_override is None:
         return "avgpool", {
@@ -226,7 +295,7 @@ def _module_kind(m: nn.Module) -> tuple[str | None, dict[str, Any]]:
             "count_include_pad": m.count_include_pad,
         }
     if isinstance(m, nn.BatchNorm2d):
-        return None, {"why": "(it must follow a Conv2d whose result nothing else reads)"}
+        return None, {"why": "(it must keep running statistics and follow a Conv2d whose result nothing else reads)"}
     return None, {}
 
 

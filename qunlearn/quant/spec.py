@@ -26,6 +26,8 @@ class QuantSpec:
     weight_range: str = "8bit"
 
     def __post_init__(self) -> None:
+        if type(self.weight_bits) is not int or type(self.act_bits) is not int:
+            raise ConfigError("bit widths must be whole numbers.", remedy=f"Use one of {', '.join(OFFERED)}.")
         if self.name not in OFFERED:
             raise NotYetError(f"bit widths {self.name!r} are not offered.", remedy=f"Use one of {', '.join(OFFERED)}.")
         if self.weight_range not in ("8bit", "7bit"):

@@ -40,7 +40,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         facts = json.loads(header.get("__metadata__", {}).get("facts", "{}"))
     except OSError as err:
         raise ArtefactError(f"cannot read {target}: {err.strerror}.", remedy="Check the path.") from err
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as err:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise ArtefactError(f"{target} is not a readable safetensors file: {err}.", remedy=remedy) from err
     if not isinstance(facts, dict):
         raise ArtefactError(f"{target} carries malformed metadata.", remedy=remedy)
@@ -79,5 +79,5 @@ def state_digest(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         value = tensor.detach().cpu().contiguous()
         h.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        h.update(value.numpy().tobytes())
+        h.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()

@@ -58,6 +58,10 @@ class Recipe:
             problems.append("batch_size must lie in 2..65536")
         if not 0 < self.lr <= 10:
             problems.append("lr must lie in (0, 10]")
+        if not 0 <= self.weight_decay <= 1:
+            problems.append("weight_decay must lie in [0, 1]")
+        if not 0 <= self.scale_lr <= 1:
+            problems.append("scale_lr must lie in [0, 1]")
         if not 0 <= self.momentum < 1:
             problems.append("momentum must lie in [0, 1)")
         if not 0 <= self.float_share < 1:
@@ -124,6 +128,12 @@ def train(
                     raise DivergedError(
                         f"training diverged in epoch {epoch + 1} (loss {losses[-1]}).", remedy="Use a smaller lr."
                     )
+        bad = [n for n, p in model.named_parameters() if not bool(p.isfinite().all())]
+        if bad:
+            raise DivergedError(
+                f"training diverged in epoch {epoch + 1}: {', '.join(bad[:4])} are not finite.",
+                remedy="Use a smaller lr.",
+            )
         if state_file is not None:
             tensors = {f"model.{n}": t for n, t in model.state_dict().items()}
             save_tensors(state_file, tensors | optimizer_tensors(optimizer), {"epoch": epoch + 1, "key": key})

@@ -65,7 +65,7 @@ def close(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> None:
     seed=st.integers(0, 10_000),
     scope=st.sampled_from(["global", "layer", "tensor"]),
     when=st.sampled_from(["always", "conflict"]),
-    mix=st.sampled_from([0.0, 0.9, -0.9, 50.0]),
+    mix=st.sampled_from([0.0, 0.9, -0.9, 1.5, -1.8, 2.5, 50.0]),
 )
 def test_equals_the_oracle(sizes: list[int], seed: int, scope: str, when: str, mix: float) -> None:
     arena = arena_of(sizes)

@@ -58,7 +58,8 @@ def test_resume_is_bit_identical(
         quant.train(fresh(example), task, digits, RECIPE, seed=4, state_file=state, resume=True)
 
 
-def test_sigkill_at_several_moments(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_sigkill_of_the_command_at_several_moments(tmp_path: Path) -> None:
     common = ["--data", "digits", "--model", "resnet8@8", "--epochs", "6", "--seed", "1"]
     command = [sys.executable, "-m", "qunlearn", "train", *common]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -82,6 +83,98 @@ def test_sigkill_at_several_moments(tmp_path: Path) -> None:
     assert kills >= 1
 
 
+CHILD = """
+import os, signal, sys, threading
+import numpy as np, torch
+from qunlearn import models, quant, tasks
+from qunlearn.data import sources
+
+torch.set_num_threads(int(sys.argv[2]))
+digits = sources.load("digits").samples("train").take(np.arange(400))
+net = models.build("resnet8@8", in_shape=(1, 8, 8), num_classes=10, seed=0)
+model = quant.prepare(net, quant.QuantSpec(), torch.from_numpy(digits.inputs(np.arange(64))))
+
+def kill(epoch, loss):
+    if epoch == 1:
+        threading.Timer(0.08, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+quant.train(model, tasks.get("classification"), digits, quant.Recipe(epochs=4, float_share=0.5, batch_size=64), seed=3,
+            state_file=sys.argv[1], on_epoch=kill)
+"""
+
+
+def test_sigkill_in_the_middle_of_an_epoch(
+    example: torch.Tensor, digits: Samples, task: tasks.Task, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    command = [sys.executable, "-c", CHILD, str(state), str(torch.get_num_threads())]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    _, facts = load_tensors(state)
+    assert 1 <= int(facts["epoch"]) < RECIPE.epochs
+    want = quant.state_digest(quant.train(fresh(example), task, digits, RECIPE, seed=3))
+    again = quant.train(fresh(example), task, digits, RECIPE, seed=3, state_file=state, resume=True)
+    assert quant.state_digest(again) == want
+
+
+def test_a_huge_learning_rate_is_an_error(digits: Samples, task: tasks.Task, tmp_path: Path) -> None:
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = quant.prepare(net, quant.QuantSpec(), torch.from_numpy(digits.inputs(np.arange(64))))
+    state = tmp_path / "state"
+    recipe = quant.Recipe(epochs=20, lr=10.0, weight_decay=1.0, float_share=0.95)
+    with pytest.raises(DivergedError, match="diverged in epoch"):
+        quant.train(model, task, digits, recipe, seed=0, state_file=state)
+    if state.exists():
+        assert all(bool(t.isfinite().all()) for t in load_tensors(state)[0].values()), "the last good state is kept"
+
+
+def test_weights_that_leave_float32_in_the_last_step_are_an_error(digits: Samples, task: tasks.Task) -> None:
+    model = quant.prepare(
+        models.build("resnet8@4", in_shape=(1, 8, 8), num_classes=10, seed=0),
+        quant.QuantSpec(),
+        torch.from_numpy(digits.inputs(np.arange(16))),
+    )
+
+    def poison(grad: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(grad, float("inf"))
+
+    weight = model.get_submodule("head").weight
+    assert isinstance(weight, torch.Tensor)
+    weight.register_hook(poison)
+    with pytest.raises(DivergedError, match=r"epoch 1: .*head\.weight"):
+        quant.train(model, task, digits.take(np.arange(16)), quant.Recipe(epochs=1, batch_size=16), seed=0)
+
+
+def test_the_float_phase_does_not_quantize(digits: Samples, task: tasks.Task, example: torch.Tensor) -> None:
+    model, seen = fresh(example), []
+
+    def look(epoch: int, _loss: float) -> None:
+        seen.append({q.enabled for _, q in model.quantizers()})
+
+    quant.train(model, task, digits.take(np.arange(64)), RECIPE, seed=0, on_epoch=look)
+    assert seen == [{False}, {False}, {True}, {True}]
+    assert all(q.enabled for _, q in model.quantizers())
+    assert not model.training
+
+
+def test_augmented_training_repeats(digits: Samples, task: tasks.Task, example: torch.Tensor) -> None:
+    recipe = quant.Recipe(epochs=2, float_share=0.5, augment="crop_flip")
+    few = digits.take(np.arange(128))
+    a, b = (quant.state_digest(quant.train(fresh(example), task, few, recipe, seed=5)) for _ in range(2))
+    assert a == b
+
+
+def test_training_leaves_the_global_random_state(digits: Samples, task: tasks.Task, example: torch.Tensor) -> None:
+    torch.manual_seed(7)
+    model = fresh(example)
+    before = torch.get_rng_state()
+    quant.train(model, task, digits.take(np.arange(64)), quant.Recipe(epochs=1), seed=0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_divergence_is_an_error(example: torch.Tensor, digits: Samples, task: tasks.Task) -> None:
     model = fresh(example)
     with torch.no_grad():
@@ -91,8 +184,8 @@ def test_divergence_is_an_error(example: torch.Tensor, digits: Samples, task: ta
 
 
 def test_recipe_reports_all_problems() -> None:
-    with pytest.raises(ConfigError, match=r"epochs.*batch_size.*lr.*augment"):
-        quant.Recipe(epochs=-1, batch_size=1, lr=0, augment="mirror")
+    with pytest.raises(ConfigError, match=r"epochs.*batch_size.*lr.*weight_decay.*augment"):
+        quant.Recipe(epochs=-1, batch_size=1, lr=0, weight_decay=-1, augment="mirror")
 
 
 def test_zero_epochs_only_quantizes(example: torch.Tensor, digits: Samples, task: tasks.Task) -> None:
@@ -111,6 +204,15 @@ def test_crop_and_flip_keep_pixels_and_repeat(task: tasks.Task, digits: Samples)
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert a.shape == batch.x.shape
+    padded = torch.nn.functional.pad(batch.x, (4, 4, 4, 4))
+    windows = padded.unfold(2, 8, 1).unfold(3, 8, 1)  # [n, 1, 9, 9, 8, 8]
+    flipped = []
+    for image, options in zip(a, windows, strict=True):
+        plain = bool((options[0] == image[0]).all(-1).all(-1).any())
+        mirrored = bool((options[0].flip(-1) == image[0]).all(-1).all(-1).any())
+        assert plain or mirrored, "every result is a window of the padded image, mirrored or not"
+        flipped.append(mirrored and not plain)
+    assert 0 < sum(flipped) < 16
 
 
 @pytest.fixture

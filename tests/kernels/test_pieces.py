@@ -1,0 +1,149 @@
+"""Long rows: the same bits for any number of threads, the oracle's result, statistics that are true."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from qunlearn.errors import InvariantError
+from qunlearn_kernels.arena import GradientArena
+from qunlearn_kernels.projection import Basis, ProjectionStats, project, project_k, step
+
+SIZES = (600_001, 7, 33_333, 0, 1, 65_536, *[777] * 60)
+SCOPES = ("global", "layer", "tensor")
+
+
+@pytest.fixture
+def arena() -> GradientArena:
+    return GradientArena([(f"l{i // 2}.w{i}", nn.Parameter(torch.zeros(n))) for i, n in enumerate(SIZES)])
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def fill(arena: GradientArena, mix: float = 0.0) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for role in arena.roles:
+        for view in arena.views(role):
+            view.copy_(torch.randn(view.shape, generator=generator))
+    arena.row("forget").add_(arena.row("retain"), alpha=mix)
+
+
+def bits(vector: torch.Tensor) -> str:
+    return hashlib.sha256(vector.numpy().tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_same_bits_for_any_number_of_threads(arena: GradientArena, scope: str, threads: None) -> None:
+    seen = set()
+    for count in (1, 2, 3, 4):
+        torch.set_num_threads(count)
+        result: list[str | ProjectionStats] = []
+        for mix in (0.5, 5.0):
+            fill(arena, mix)
+            apart = arena.row("forget").clone()
+            one, two = project(arena, scope=scope), project(arena, forget=apart, scope=scope)
+            assert one == two
+            assert torch.equal(apart, arena.row("forget")), "a vector outside the arena gives the bits of its rows"
+            basis = Basis(arena, 2, scope=scope)
+            basis.push(arena.row("retain"))
+            basis.push(apart)
+            other = arena.row("retain") * 0.5 + 1.0
+            result += [one, bits(apart), project_k(arena, basis, forget=other), bits(other)]
+        seen.add(tuple(result))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("mix", [0.0, -0.4, 1.7, 2.0, 30.0])
+def test_orthogonal_in_float64(arena: GradientArena, scope: str, mix: float) -> None:
+    fill(arena, mix)
+    before = arena.row("forget").double()
+    stats = project(arena, scope=scope)
+    units: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for s, f, r in zip(arena.segments, arena.views("forget"), arena.views("retain"), strict=True):
+        key = {"global": "", "layer": s.group, "tensor": s.name}[scope]
+        units.setdefault(key, []).append((f.double().flatten(), r.double().flatten()))
+    for pairs in units.values():
+        f, r = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
+        assert abs(float(torch.dot(f, r))) <= 1e-6 * float(f.norm() * r.norm())
+    f, r = arena.row("forget").double(), arena.row("retain").double()
+    assert stats.norm_fperp == pytest.approx(float(f.norm()), rel=1e-5)
+    assert stats.cos_after == pytest.approx(float(torch.dot(f, r) / (f.norm() * r.norm())), abs=3e-7)
+    assert stats.cos_before == pytest.approx(float(torch.dot(before, r) / (before.norm() * r.norm())), abs=1e-7)
+    assert stats.removed == pytest.approx(1 - float(f.norm() / before.norm()) ** 2, abs=1e-5)
+
+
+def test_a_metric_on_a_long_row(arena: GradientArena) -> None:
+    fill(arena, 1.0)
+    metric = torch.rand(arena.size, generator=torch.Generator().manual_seed(5)) + 0.1
+    f, r = arena.row("forget"), arena.row("retain")
+    f64, w = f.double(), metric.double() * r.double()
+    want = f64 - torch.dot(f64, w) / torch.dot(r.double(), w) * r.double()
+    project(arena, metric=metric)
+    assert float((f.double() - want).norm() / f64.norm()) <= 1e-6
+
+
+def test_conflict_moves_only_the_units_that_conflict(arena: GradientArena) -> None:
+    fill(arena)
+    f, r = arena.views("forget"), arena.views("retain")
+    for i, (a, b) in enumerate(zip(f, r, strict=True)):
+        a.add_(b, alpha=0.8 if i % 2 else -0.8)
+    old = [v.clone() for v in f]
+    signs = [float(torch.dot(a.double(), b.double())) < 0 for a, b in zip(f, r, strict=True)]
+    assert 10 < sum(signs) < len(signs) - 10
+    assert project(arena, scope="tensor", when="conflict").conflicting_segments == sum(signs)
+    for a, before, conflict in zip(f, old, signs, strict=True):
+        assert torch.equal(a, before) is not conflict
+
+
+@pytest.mark.parametrize("scope", [*SCOPES, "none"])
+def test_empty_tensors_only(scope: str) -> None:
+    arena = GradientArena([("a.w", nn.Parameter(torch.zeros(0))), ("b.w", nn.Parameter(torch.zeros(0, 3)))])
+    assert project(arena, scope=scope).norm_f == 0.0
+
+
+def test_bfloat16_gradients_against_float64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p = nn.Parameter(torch.randn(700, generator=generator).bfloat16())
+    q = nn.Parameter(torch.randn(300, generator=generator))
+    arena = GradientArena([("p", p), ("q", q)])
+    x = torch.randn(1000, generator=generator)
+    rows = {}
+    for role, power in (("forget", 2), ("retain", 3)):
+        arena.bind(role)
+        (torch.cat([p.float(), q]) * x).pow(power).sum().backward()
+        arena.collect()
+        rows[role] = torch.cat([v.double() for v in arena.views(role)])
+    f, r = rows["forget"], rows["retain"]
+    want = f - torch.dot(f, r) / torch.dot(r, r) * r
+    project(arena)
+    got = torch.cat([v.double() for v in arena.views("forget")])
+    assert float((got - want).norm() / f.norm()) <= 1e-6
+
+
+def test_a_gradient_that_is_not_accumulated_in_place_is_detected() -> None:
+    p = nn.Parameter(torch.ones(5))
+    arena = GradientArena([("p", p)])
+    arena.bind("forget")
+    (3 * p).sum().backward()
+    p.grad = p.grad + 0 if p.grad is not None else None
+    with pytest.raises(InvariantError, match=r"gradient of p left"):
+        arena.collect()
+
+
+def test_a_step_leaves_frozen_parameters() -> None:
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2), requires_grad=False)
+    arena = GradientArena([("a", a), ("b", b)])
+    fill(arena)
+    step(arena, lr=1.0, lam=0.5)
+    assert torch.equal(b, torch.ones(2))
+    assert not torch.equal(a, torch.ones(3))
