@@ -87,7 +87,7 @@ def networks(settings: Settings, work: Path, seed: int) -> journey.Networks:
 def figures(model: Any, config: Any, splits: Splits, seed: int, *, closed: bool) -> dict[str, Any]:
     """The plain numbers of the exported file; ``closed`` keeps the test part shut (tuning)."""
     with tempfile.TemporaryDirectory() as folder:
-        subject, _ = assess.from_run(model, config, Path(folder) / "m.onnx")
+        subject = assess.from_run(model, config, Path(folder) / "m.onnx")
         names = ("forget", "retain", "heldout") if closed else ("forget", "retain", "heldout", "test")
         return summary(
             OnnxPredictor(subject.file),

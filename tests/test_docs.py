@@ -136,4 +136,4 @@ def test_command_lines_are_really_judged() -> None:
     unlearn = ["qunlearn", "unlearn", "runs/base", "--forget", "class=7", "-o", "x"]
     assert problems([*unlearn, "--method", "nothing"])
     assert problems([*unlearn, "--method", "oeu", "--set", "nothing=1"])
-    assert not problems([*unlearn, "--method", "oeu", "--set", "forget_steps=20"])
+    assert not problems([*unlearn, "--method", "oeu", "--set", "max_steps=20"])

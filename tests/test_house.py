@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"qunlearn": ROOT / "qunlearn", "qunlearn_export": ROOT / "export" / "qunlearn_export"}
 PACKAGES["qunlearn_kernels"] = ROOT / "kernels" / "qunlearn_kernels"
 
-BASE = {"errors", "registry", "fingerprint", "qunlearn"}
+BASE = {"errors", "registry", "fingerprint", "hyper", "qunlearn"}
 MAY = {
     "cli": {"bench", "report", "search", "guard", "diagnose", "unlearn", "audit", "tasks", "models", "data", "quant"},
     "bench": {"report", "search", "guard", "diagnose", "unlearn", "audit", "tasks", "models", "data", "quant"},
@@ -34,7 +34,7 @@ MAY = {
     "models": set(),
     "data": set(),
 }
-"""Which room may import which; every room may import errors, registry, fingerprint and the lower packages."""
+"""Which room may import which; every room may import errors, registry, fingerprint, hyper and the lower packages."""
 
 
 def sources(package: str) -> list[Path]:

@@ -17,7 +17,7 @@ from qunlearn_export.errors import ConfigError, DataError, UnsupportedError, Ver
 
 Codes = NDArray[np.int8]
 F32 = np.float32
-EXACT32, EXACT64 = 2.0**24, 2.0**53
+EXACT32 = 2.0**24
 CHUNK = 64
 
 

@@ -1,7 +1,7 @@
 """The base class of every verifier: checks the context, judges utility and parity, then the verifier's value.
 
 A verifier is a frozen keyword-only data class with ``run(ctx) -> Measurement``; its hyper-parameters are made with
-:func:`qunlearn.audit.fields.param`. Everything that decides a verdict sits here, once, so that no verifier can soften
+:func:`qunlearn.hyper.hyper`. Everything that decides a verdict sits here, once, so that no verifier can soften
 it.
 """
 
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, final
 import numpy as np
 
 from qunlearn.audit import utility
-from qunlearn.audit.fields import describe, param, parsed, problems
 from qunlearn.audit.predictor import Predictor
 from qunlearn.audit.result import REFERENCE_KINDS, AuditResult
 from qunlearn.audit.sets import available
@@ -24,6 +23,7 @@ from qunlearn.audit.verdict import Judgement, Measurement, fail, inconclusive, t
 from qunlearn.data.splits import Splits
 from qunlearn.errors import ConfigError, InvariantError, UnsupportedError
 from qunlearn.fingerprint import code_digest, config_digest, plain
+from qunlearn.hyper import hyper, hypers, parse_settings, problems
 
 if TYPE_CHECKING:
     from qunlearn.tasks.base import Task
@@ -127,8 +127,10 @@ class Audit(ABC):
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "heldout")
     """Sample sets that the audit itself reads; their logits must be finite, and those of the utility gate."""
 
-    tol: float = param(0.10, above=0.0, high=1.0, unit="share", doc="Equivalence margin around the reference's value.")
-    utility_floor: float = param(
+    tol: float = hyper(
+        0.10, low=0.0, low_open=True, high=1.0, unit="share", doc="Equivalence margin around the reference's value."
+    )
+    utility_floor: float = hyper(
         utility.FLOOR, low=0.0, high=1.0, unit="share", doc="Largest allowed drop of retain and held-out accuracy."
     )
 
@@ -149,12 +151,15 @@ class Audit(ABC):
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Self:
         """The audit with the given fields (numbers may be text). Unknown fields are a ConfigError."""
-        return cls(**parsed(cls, values))
+        return cls(**parse_settings(cls, values))
 
     @classmethod
     def describe(cls) -> list[dict[str, Any]]:
         """One row a field: name, default, doc, unit, range. Help and docs are made from it."""
-        return describe(cls)
+        return [
+            {"name": h.name, "default": h.default, "doc": h.doc, "unit": h.unit, "range": h.range}
+            for h in hypers(cls).values()
+        ]
 
     @abstractmethod
     def run(self, ctx: AuditContext) -> Measurement:

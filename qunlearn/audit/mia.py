@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from qunlearn.audit import intervals, scores
 from qunlearn.audit.base import Audit, AuditContext
-from qunlearn.audit.fields import param
 from qunlearn.audit.intervals import Estimate
 from qunlearn.audit.predictor import Predictor
 from qunlearn.audit.sets import need
@@ -28,6 +27,7 @@ from qunlearn.audit.verdict import Measurement
 from qunlearn.data.dataset import Samples
 from qunlearn.data.splits import Splits
 from qunlearn.errors import DataError, MissingDependencyError
+from qunlearn.hyper import hyper
 
 SVC_C, SVC_GAMMA = 3.0, 1.0
 MAX_N = 1000
@@ -135,11 +135,11 @@ class Mia(Audit):
         "(under-forgotten), above it they stand out more than never-trained data do (over-forgotten)."
     )
 
-    nonmembers: str = param(
+    nonmembers: str = hyper(
         "heldout", choices=("heldout", "test"), doc="Non-members: heldout (audits, tuning) or test (tables)."
     )
-    max_n: int = param(MAX_N, low=50, high=100_000, unit="samples", doc="Most members, and non-members, in the attack.")
-    refits: int = param(
+    max_n: int = hyper(MAX_N, low=50, high=100_000, unit="samples", doc="Most members, and non-members, in the attack.")
+    refits: int = hyper(
         20, low=5, high=1000, unit="refits", doc="Refits on resampled members and non-members, for the interval."
     )
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from qunlearn.audit.base import Audit
 from qunlearn.audit.glossary import GLOSSARY
 from qunlearn.audit.sets import NAMES
 from qunlearn.errors import ConfigError
+from qunlearn.hyper import hypers
 from qunlearn.registry import Registry
 
 AUDITS: Registry[type[Audit]] = Registry("audit")
@@ -30,7 +29,7 @@ def register(cls: type[Audit]) -> type[Audit]:
             bad.append("no task is served")
     if not (cls.__doc__ or "").strip():
         bad.append("it has no docstring")
-    bad += [f"field {f.name!r} was not made with param()" for f in dataclasses.fields(cls) if "doc" not in f.metadata]
+    bad += [f"field {h.name!r} has no documentation" for h in hypers(cls).values() if not h.doc]
     if cls.__dataclass_params__.frozen is not True:  # type: ignore[attr-defined]
         bad.append("it is not frozen")
     if bad:

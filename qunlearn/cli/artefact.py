@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qunlearn import quant
-from qunlearn.cli import workspace as ws
-from qunlearn.data.dataset import Dataset
+from qunlearn.data.dataset import Dataset, Preprocess
 from qunlearn.errors import ConfigError, VerificationError
 from qunlearn_export import writer
 from qunlearn_export.parity import ParityReport, parity
@@ -68,5 +67,5 @@ def export_model(
 def open_run(folder: Path) -> tuple[quant.QuantModel, quant.RunConfig]:
     """Model and config of a run folder, with the preprocessing record checked."""
     model, config = quant.load_run(folder)
-    ws.preprocess_of(config)
+    Preprocess.from_json(config.preprocess)
     return model, config

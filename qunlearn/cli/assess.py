@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qunlearn import fingerprint, quant, tasks
+from qunlearn import quant, tasks
 from qunlearn.audit import AUDITS, predictor
 from qunlearn.audit.base import Audit
 from qunlearn.audit.run import Artefact, AuditRun, audit_run
@@ -22,7 +22,6 @@ from qunlearn_export import reader
 from qunlearn_export.degenerate import degenerate
 from qunlearn_export.graph import Graph
 from qunlearn_export.parity import ParityReport, parity
-from qunlearn_export.writer import ExportReport
 
 ROLES = ("before", "after", "reference")
 METRICS = ("forget", "retain", "heldout", "test")
@@ -39,14 +38,16 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """Everything that was found: plain numbers per role (fractions), audits, parity, change table."""
+    """Everything that was found: plain numbers per role (fractions), audits, parity, change table.
+
+    ``predictors`` are those of the first kind that ships, by role, with the logits they have computed.
+    """
 
     summaries: Mapping[str, Mapping[str, Any]]
     audits: AuditRun
     parity: ParityReport
     changes: quant.ChangeTable | None
-    export: ExportReport | None
-    subjects: Mapping[str, Subject]
+    predictors: Mapping[str, predictor.Predictor]
 
     def plain(self, role: str) -> dict[str, float | None]:
         """Forget, retain, heldout, test accuracy and mia of one role, fractions."""
@@ -60,11 +61,10 @@ def parse_audits(text: str | None) -> list[Audit]:
     return [AUDITS[n]() for n in names]
 
 
-def from_run(model: quant.QuantModel, config: quant.RunConfig, file: Path) -> tuple[Subject, ExportReport]:
+def from_run(model: quant.QuantModel, config: quant.RunConfig, file: Path) -> Subject:
     """Export a network next to the others; its parity is checked by :func:`assess`."""
-    done = artefact.export_model(model, config, file, inputs=None)
-    graph = reader.read(file)
-    return Subject(file=file, model=model, graph=graph), done.report
+    artefact.export_model(model, config, file, inputs=None)
+    return Subject(file=file, model=model, graph=reader.read(file))
 
 
 def from_file(file: Path) -> Subject:
@@ -83,7 +83,6 @@ def assess(
     kinds: Sequence[str],
     audits: Sequence[Audit],
     inputs: NDArray[np.float32],
-    export: ExportReport | None = None,
 ) -> Assessment:
     """Audit ``after`` against ``before`` and ``reference`` on the artefact kinds named; ``kinds`` ships."""
     task = tasks.get(task_name)
@@ -118,8 +117,7 @@ def assess(
         audits=found,
         parity=compared,
         changes=changes,
-        export=export,
-        subjects=subjects,
+        predictors=first,
     )
 
 
@@ -136,10 +134,10 @@ def _predictor(subject: Subject, kind: str) -> predictor.Predictor:
 
 
 def forget_confidence(assessment: Assessment, splits: Splits) -> dict[str, list[float]]:
-    """True-class probability on the forget set per role, read from the int8 file."""
+    """True-class probability on the forget set per role, from the artefact kind that ships first."""
     out = {}
-    for name, subject in assessment.subjects.items():
-        logits = predictor.OnnxPredictor(subject.file, level="all").on(splits.forget).astype(np.float64)
+    for name, shipped in assessment.predictors.items():
+        logits = shipped.on(splits.forget).astype(np.float64)
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
         out[name] = [float(v) for v in p[np.arange(len(p)), splits.forget.targets()]]
@@ -154,8 +152,3 @@ def table(assessment: Assessment, names: Mapping[str, str]) -> str:
         cells = [c[metric] for c in columns.values()]
         lines.append(f"  {metric:<10}" + "".join("           -" if v is None else f"{100 * v:11.1f}%" for v in cells))
     return "\n".join(lines)
-
-
-def environment() -> dict[str, Any]:
-    """The environment record of reports."""
-    return dict(fingerprint.environment())

@@ -56,21 +56,19 @@ def command(
     retrained = artefact.open_run(Path(reference)) if reference is not None else None
     folder = new_folder(output)
     settings.say("exporting and comparing")
-    report = None
     if opened is not None:
-        ready, report = assess.from_run(*opened, folder / "after.onnx")
+        ready = assess.from_run(*opened, folder / "after.onnx")
     assert ready is not None
     found = assess.assess(
-        assess.from_run(base, config, folder / "before.onnx")[0],
+        assess.from_run(base, config, folder / "before.onnx"),
         ready,
-        assess.from_run(*retrained, folder / "reference.onnx")[0] if retrained is not None else None,
+        assess.from_run(*retrained, folder / "reference.onnx") if retrained is not None else None,
         splits=splits,
         task_name=config.task,
         seed=seed,
         kinds=chosen,
         audits=named,
         inputs=artefact.parity_inputs(dataset, 256),
-        export=report,
     )
     found.audits.write(folder)
     page.write(folder, found, splits, request=request.describe(), run=target if opened is not None else None)

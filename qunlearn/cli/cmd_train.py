@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -96,7 +97,7 @@ def command(
         {
             "command": "train",
             "seed": seed,
-            "recipe": ws.recipe_facts(recipe),
+            "recipe": asdict(recipe),
             "excluded": request.digest(dataset, seed) if request is not None else None,
         },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def from_scratch(settings: Settings, dataset: Dataset, folder: Path, *, seed: in
     base = ws.build_model(MODEL, dataset, spec, seed=seed)
     samples = training_samples(dataset)
     seconds = {"base": ws.train_model(base, samples, recipe, seed=seed, label="base network", settings=settings)}
-    facts = {"command": "demo", "seed": seed, "recipe": ws.recipe_facts(recipe)}
+    facts = {"command": "demo", "seed": seed, "recipe": asdict(recipe)}
     config = ws.run_config(MODEL, dataset, SOURCE, spec, facts)
     retrained: dict[str, Path] = {}
 
@@ -126,15 +126,13 @@ def erase(
     folder: Path,
     *,
     seed: int = SEED,
-    method: str = "oeu",
-    hyper: Mapping[str, str] = METHOD,
 ) -> Journey:
-    """Forget one group with one method, export all three networks into ``folder``, audit the int8 files."""
+    """Forget one group with OEU, export all three networks into ``folder``, audit the int8 files."""
     if dataset.group is None or group not in dataset.group_names:
         raise ConfigError(f"unknown group {group!r}.", remedy=f"Groups: {', '.join(dataset.group_names)}.")
     request = Request("group", (group,))
     splits = make_splits(dataset, request, seed=seed)
-    configured = METHODS[method].from_settings(hyper)
+    configured = METHODS["oeu"].from_settings(METHOD)
     with settings.progress("unlearning") as update:
         result = configured(
             networks.base,
@@ -147,20 +145,16 @@ def erase(
         )
     settings.say("exporting to int8 ONNX, comparing, auditing")
     retrained, retrained_config = artefact.open_run(networks.retrained[group])
-    before, _ = assess.from_run(networks.base, networks.config, folder / "base.onnx")
-    after, report = assess.from_run(result.model, networks.config, folder / "model.onnx")
-    reference, _ = assess.from_run(retrained, retrained_config, folder / "retrained.onnx")
     found = assess.assess(
-        before,
-        after,
-        reference,
+        assess.from_run(networks.base, networks.config, folder / "base.onnx"),
+        assess.from_run(result.model, networks.config, folder / "model.onnx"),
+        assess.from_run(retrained, retrained_config, folder / "retrained.onnx"),
         splits=splits,
         task_name="classification",
         seed=seed,
         kinds=("onnx-all",),
         audits=assess.parse_audits(None),
         inputs=artefact.parity_inputs(dataset, 256),
-        export=report,
     )
     return Journey(
         result=result,

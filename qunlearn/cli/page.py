@@ -13,6 +13,7 @@ from qunlearn.cli import workspace as ws
 from qunlearn.cli.assess import Assessment
 from qunlearn.data.splits import Splits
 from qunlearn.errors import ArtefactError
+from qunlearn.fingerprint import environment
 from qunlearn.report import ReportData, words
 from qunlearn.report import write as write_report
 
@@ -67,7 +68,7 @@ def write(
         codes=REASONS,
         fields={k: fields[k] for k in SHOWN if fields.get(k) is not None},
         seconds=seconds or {},
-        environment=assess.environment(),
+        environment=environment(),
         digests={
             "file": found.parity.file_digest,
             "codes": found.parity.codes_digest,

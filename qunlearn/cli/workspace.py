@@ -15,7 +15,7 @@ import torch
 from qunlearn import fingerprint, models, quant, tasks
 from qunlearn.cli.common import Settings
 from qunlearn.data import sources
-from qunlearn.data.dataset import Dataset, Preprocess, Samples
+from qunlearn.data.dataset import Dataset, Samples
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, training_samples
 from qunlearn.errors import ArtefactError, ConfigError, DataError
@@ -45,15 +45,15 @@ def load_data(settings: Settings, source: str) -> Dataset:
     return sources.load(source, data_dir=settings.data_dir, seed=0)
 
 
-def data_of_run(settings: Settings, config: quant.RunConfig, source: str | None = None) -> Dataset:
+def data_of_run(settings: Settings, config: quant.RunConfig) -> Dataset:
     """The data set a run was trained on; DataError when what is found now is not that data set."""
-    dataset = load_data(settings, source or config.data)
+    dataset = load_data(settings, config.data)
     known = config.provenance.get("dataset_digest")
     same = known is None or (known == dataset.digest() and config.preprocess == dataset.preprocess.to_json())
     if not same:
         raise DataError(
             f"the data of {config.data!r} are not those that the run was trained on.",
-            remedy="Give the original data by --data-dir or --data.",
+            remedy="Give the original data by --data-dir.",
         )
     return dataset
 
@@ -254,16 +254,6 @@ def load_card(run: Path, model: quant.QuantModel) -> ReferenceCard | None:
     return card
 
 
-def preprocess_of(config: quant.RunConfig) -> Preprocess:
-    """The preprocessing that a run was trained with."""
-    return Preprocess.from_json(config.preprocess)
-
-
 def with_provenance(config: quant.RunConfig, **facts: Any) -> quant.RunConfig:
     """A copy of ``config`` with facts added to its provenance."""
     return replace(config, provenance={**config.provenance, **facts})
-
-
-def recipe_facts(recipe: quant.Recipe) -> dict[str, Any]:
-    """The recipe as JSON."""
-    return asdict(recipe)

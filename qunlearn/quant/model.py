@@ -17,7 +17,6 @@ from qunlearn.quant.spec import QuantSpec
 
 INPUT = "input"
 WEIGHTED = ("conv", "linear")
-SAME_GRID = ("maxpool", "flatten")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 
 from qunlearn.errors import ConfigError
+from qunlearn.hyper import Hyper, hypers
 from qunlearn.registry import Registry
 from qunlearn.tasks import TASKS
 from qunlearn.unlearn.base import SHIPS, Unlearner
@@ -13,7 +14,6 @@ from qunlearn.unlearn.card import GroupValue, ReferenceCard
 from qunlearn.unlearn.context import Context, UnlearnResult
 from qunlearn.unlearn.ft import FT
 from qunlearn.unlearn.ga import GA
-from qunlearn.unlearn.hyper import Hyper, hypers
 from qunlearn.unlearn.neggrad_plus import GradDiff, NegGradPlus
 from qunlearn.unlearn.oeu import OEU
 from qunlearn.unlearn.probe import group_values

@@ -18,6 +18,7 @@ import torch
 from qunlearn.data.splits import Splits
 from qunlearn.errors import ConfigError, DataError, InvariantError, NotYetError, UnsupportedError, VerificationError
 from qunlearn.fingerprint import code_digest, config_digest
+from qunlearn.hyper import hyper, hypers, parse_settings, problems
 from qunlearn.quant import QuantModel, code_changes, codes_digest, lower, scale_parameter_names
 from qunlearn.quant.state import state_digest
 from qunlearn.tasks.base import Task
@@ -25,7 +26,6 @@ from qunlearn.unlearn import checkpoint
 from qunlearn.unlearn.card import ReferenceCard
 from qunlearn.unlearn.context import Context, Data, Progress, UnlearnResult
 from qunlearn.unlearn.digests import data_digest
-from qunlearn.unlearn.hyper import hyper, hypers, parse_settings
 from qunlearn.unlearn.modes import BN_MODES, statistics_names
 from qunlearn.unlearn.stopping import KINDS, parse_bounds
 from qunlearn_export.files import canonical_json, write_atomic
@@ -87,7 +87,7 @@ class Unlearner(ABC):
 
     def problems(self) -> list[str]:
         """Everything that is wrong with the hyper-parameters; a subclass adds what concerns several of them."""
-        out = [p for name, h in hypers(type(self)).items() if (p := h.problem(getattr(self, name))) is not None]
+        out = problems(self)
         for name in ("target_accuracy", "target_confidence"):
             value = getattr(self, name)
             try:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from qunlearn.hyper import hyper
 from qunlearn.unlearn.checkpoint import Part
 from qunlearn.unlearn.context import Context
-from qunlearn.unlearn.hyper import hyper
 from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.pairing import Pairs
 from qunlearn.unlearn.probe import device_of, to_device

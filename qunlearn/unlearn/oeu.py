@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qunlearn.errors import ConfigError, DivergedError
+from qunlearn.hyper import hyper
 from qunlearn.quant import layer_of
 from qunlearn.quant.model import clamp_scales
 from qunlearn.tasks.base import Batch
@@ -21,7 +22,6 @@ from qunlearn.unlearn.checkpoint import Part, PlainPart
 from qunlearn.unlearn.compose import Composer, Update
 from qunlearn.unlearn.context import Context
 from qunlearn.unlearn.entropy import entropy_loss, normalized_entropy
-from qunlearn.unlearn.hyper import hyper
 from qunlearn.unlearn.loop import Loop, scheduled
 from qunlearn.unlearn.micro import accumulate
 from qunlearn.unlearn.modes import set_mode
@@ -81,9 +81,6 @@ class OEU(Unlearner):
         None, low=1, high=65_536, unit="samples", doc="samples of one backward pass, at most"
     )
     max_steps: int = hyper(300, low=1, high=1_000_000, unit="steps", doc="end of the run")
-    forget_steps: int | None = hyper(
-        None, low=1, high=1_000_000, unit="steps", doc="steps with the forget part; later ones repair with retain alone"
-    )
     epochs: int | None = hyper(None, low=1, high=10_000, unit="epochs", doc="end of the run, whichever comes first")
     diag_every: int = hyper(10, low=1, high=100_000, unit="steps", doc="steps between the costly diagnostics")
     scope: str = hyper("global", choices=("global", "layer", "tensor", "none"), doc="segments of the inner products")
@@ -224,13 +221,8 @@ class _Run:
         ctx, cfg = self.ctx, self.cfg
         rows_f, rows_r = self.pairs.next()
         retain = self._backward("retain", rows_r)
-        active = cfg.forget_steps is None or t <= cfg.forget_steps
-        if active:
-            forget = self._backward("forget", rows_f)
-        else:
-            self.arena.row("forget").zero_()
-            forget = {"loss": 0.0, "entropy": 0.0, "conf_f": 0.0}
-        ctx.count(len(rows_r) + len(rows_f) * active)
+        forget = self._backward("forget", rows_f)
+        ctx.count(len(rows_r) + len(rows_f))
         r, f = self.arena.row("retain"), self.arena.row("forget")
         lr = scheduled(float(cfg.lr), cfg.schedule, t, self.total)
         for name, gradient, value in (("retain", r, retain["loss"]), ("forget", f, forget["loss"])):
@@ -241,7 +233,9 @@ class _Run:
             "epoch": (t - 1) // self.pairs.steps_per_epoch + 1,
             "lr": lr,
             "L_r": retain["loss"],
-            **({"L_f": forget["loss"], "entropy": forget["entropy"], "conf_f": forget["conf_f"]} if active else {}),
+            "L_f": forget["loss"],
+            "entropy": forget["entropy"],
+            "conf_f": forget["conf_f"],
             "seen_forget": self.pairs.forget.samples_seen,
             "seen_retain": self.pairs.retain.samples_seen,
             **diagnostics.geometry(self.arena, cfg.scope, r, f, update),
@@ -250,7 +244,7 @@ class _Run:
         deep = t % cfg.diag_every == 0
         if deep:
             row |= self._diagnose(rows_r, update)
-        if active and cfg.loss == "e2_then_e1" and forget["conf_f"] < SWITCH_CONFIDENCE:
+        if cfg.loss == "e2_then_e1" and forget["conf_f"] < SWITCH_CONFIDENCE:
             self.memory["switched"] = True
         with torch.no_grad():
             add(self.params, self.arena.split(whole))

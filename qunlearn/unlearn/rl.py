@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qunlearn.hyper import hyper
 from qunlearn.tasks.base import Batch
 from qunlearn.unlearn.checkpoint import Part
 from qunlearn.unlearn.context import Context
-from qunlearn.unlearn.hyper import hyper
 from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.pairing import Pairs, Pass, rng_for
 from qunlearn.unlearn.probe import device_of, to_device

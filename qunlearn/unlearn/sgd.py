@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qunlearn.hyper import hyper
 from qunlearn.quant.model import clamp_scales
 from qunlearn.unlearn.base import Unlearner
 from qunlearn.unlearn.checkpoint import OptimizerPart, Part, PlainPart
 from qunlearn.unlearn.context import Context
-from qunlearn.unlearn.hyper import hyper
 from qunlearn.unlearn.loop import Loop, gradient_norm, scheduled
 
 LossFunction = Callable[[int], tuple[Tensor, dict[str, Any]]]

@@ -12,8 +12,8 @@ import pytest
 
 from qunlearn.audit import AUDITS, GLOSSARY, Audit, AuditContext, AuditResult, Measurement, register
 from qunlearn.audit.codes import REASONS, WARNINGS
-from qunlearn.audit.fields import param
 from qunlearn.errors import ConfigError, InvariantError, UnsupportedError
+from qunlearn.hyper import hyper
 from qunlearn_export.files import canonical_json
 
 GOOD = (1.0, 7.0, 1.0)
@@ -144,7 +144,7 @@ def test_fields_document_themselves(name: str) -> None:
 def test_r21_unknown_field_refused_and_r19_all_problems_at_once(name: str) -> None:
     with pytest.raises(ConfigError, match=r"'tolerance'.*Known: tol"):
         AUDITS[name].from_config({"tolerance": 1})
-    with pytest.raises(ConfigError, match=r"tol = -1.*utility_floor = 'x'"):
+    with pytest.raises(ConfigError, match=r"tol -1 is outside.*utility_floor must be a number, not 'x'"):
         AUDITS[name](tol=-1.0, utility_floor="x")  # type: ignore[arg-type]
 
 
@@ -276,5 +276,5 @@ def test_registration_lists_what_is_missing() -> None:
 
 def test_codes_have_sentences_and_param_has_ranges() -> None:
     assert all(v.endswith(".") for v in (*REASONS.values(), *WARNINGS.values()))
-    field = param(1.0, doc="x", above=0.0)
-    assert field.metadata["range"] == "> 0"
+    field = hyper(1.0, doc="x", low=0.0, low_open=True)
+    assert field.metadata["hyper"].range == "> 0"

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import pytest
 
 from qunlearn.errors import ConfigError, NotYetError
+from qunlearn.hyper import hyper
 from qunlearn.unlearn import METHODS, Unlearner, hypers, register
 from qunlearn.unlearn.context import Context
-from qunlearn.unlearn.hyper import hyper
 from qunlearn.unlearn.oeu import OEU
 from qunlearn.unlearn.rl import RL
 
@@ -19,7 +19,17 @@ def test_all_problems_come_at_once() -> None:
     bad = OEU(lr=-1.0, lam=11, loss="e3", k=0, batch_size=2, momentum=float("nan"), epochs=True, bn="on")
     with pytest.raises(ConfigError) as caught:
         bad.validate()
-    for word in ("lr -1", "lam 11", "loss 'e3'", "k 0", "batch_size 2", "momentum must be finite", "epochs", "bn 'on'"):
+    words = (
+        "lr -1",
+        "lam 11",
+        "loss 'e3'",
+        "k 0",
+        "batch_size 2",
+        "momentum = nan must be finite",
+        "epochs",
+        "bn 'on'",
+    )
+    for word in words:
         assert word in caught.value.message
     assert "qunlearn methods oeu" in caught.value.remedy
 
@@ -67,7 +77,7 @@ def test_settings_are_parsed_by_type() -> None:
     )  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         OEU.from_settings({"k": "many", "nothing": "1", "stop_rule": "perhaps"})
-    for word in ("k must be a whole number", "nothing is unknown", "stop_rule must be true or false"):
+    for word in ("k must be a whole number", "'nothing' is unknown", "stop_rule must be true or false"):
         assert word in caught.value.message
 
 

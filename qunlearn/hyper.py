@@ -1,4 +1,7 @@
-"""Hyper-parameters as dataclass fields with doc, unit and range; checks, tables and parsing are made from them."""
+"""Hyper-parameters of methods and audits: dataclass fields with doc, unit and range.
+
+Checks, tables and parsing are made from them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ class Hyper:
     def range(self) -> str:
         """The allowed values in one short text, for help and docs."""
         parts = list(self.choices)
-        if self.low is not None or self.high is not None:
+        if self.low_open and self.high is None:
+            parts.append(f"> {self.low:g}")
+        elif self.low is not None or self.high is not None:
             left = "" if self.low is None else f"{'>' if self.low_open else ''}{self.low:g}"
             parts.append(f"{left}..{'' if self.high is None else f'{self.high:g}'}")
         if bool in self.types:
@@ -61,7 +66,7 @@ class Hyper:
         if not isinstance(value, allowed):
             return f"{self.name} must be {self._kinds()}, not {value!r}"
         if not math.isfinite(value):
-            return f"{self.name} must be finite"
+            return f"{self.name} = {value!r} must be finite"
         below = self.low is not None and (value <= self.low if self.low_open else value < self.low)
         if below or (self.high is not None and value > self.high):
             return f"{self.name} {value:g} is outside {self.range}"
@@ -117,7 +122,7 @@ def hyper(
 
 
 def hypers(cls: type[Any]) -> dict[str, Hyper]:
-    """All hyper-parameters of a method by name, in the order of its fields."""
+    """All hyper-parameters of a method or audit by name, in the order of its fields."""
     hints = typing.get_type_hints(cls)
     out = {}
     for f in dataclasses.fields(cls):
@@ -128,18 +133,24 @@ def hypers(cls: type[Any]) -> dict[str, Hyper]:
     return out
 
 
-def parse_settings(cls: type[Any], settings: Mapping[str, str]) -> dict[str, Any]:
-    """Texts of ``--set key=value`` to typed values; every problem is listed in one ConfigError."""
+def problems(config: Any) -> list[str]:
+    """Every field of the instance ``config`` that is of the wrong type or out of its range, as sentences."""
+    found = (h.problem(getattr(config, name)) for name, h in hypers(type(config)).items())
+    return [p for p in found if p is not None]
+
+
+def parse_settings(cls: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts of ``--set key=value`` to typed values (other values stay); all problems are in one ConfigError."""
     known = hypers(cls)
-    values, problems = {}, []
+    values, bad = {}, []
     for name, text in settings.items():
         if name not in known:
-            problems.append(f"{name} is unknown")
+            bad.append(f"{name!r} is unknown")
             continue
         try:
-            values[name] = known[name].parse(text)
+            values[name] = known[name].parse(text) if isinstance(text, str) else text
         except ConfigError as err:
-            problems.append(err.message.rstrip("."))
-    if problems:
-        raise ConfigError("; ".join(problems) + ".", remedy=f"Settings of this method: {', '.join(known)}.")
+            bad.append(err.message.rstrip("."))
+    if bad:
+        raise ConfigError("; ".join(bad) + ".", remedy=f"Known: {', '.join(known)}.")
     return values
