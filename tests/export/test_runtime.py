@@ -135,14 +135,14 @@ def test_uint8_zero_point_may_be_a_constant_node(x86: None) -> None:
         runtime.make_session(data, level="off")
 
 
-@pytest.mark.parametrize(("argument", "value"), [("batch", 0), ("batch", "2"), ("threads", 0), ("threads", "2")])
-def test_senseless_numbers_are_refused(nets: Any, argument: str, value: Any) -> None:
+@pytest.mark.parametrize("value", [0, "2"])
+def test_senseless_numbers_are_refused(nets: Any, value: Any) -> None:
     data = serialize(nets.tiny())
-    with pytest.raises(ConfigError, match=f"{value!r}.*not possible"):
-        if argument == "threads":
-            runtime.make_session(data, threads=value)
-        else:
-            runtime.run(runtime.make_session(data), np.zeros((1, 2, 8, 8), np.float32), batch=value)
+    with pytest.raises(ConfigError, match=f"{value!r} threads are not possible"):
+        runtime.make_session(data, threads=value)
+    session, x = runtime.make_session(data), np.zeros((1, 2, 8, 8), np.float32)
+    with pytest.raises(ConfigError, match=f"a batch of {value!r} rows is not possible"):
+        runtime.run(session, x, batch=value)
 
 
 def test_qdq_file_gets_the_precision_entry(nets: Any, monkeypatch: pytest.MonkeyPatch, x86: None) -> None:
