@@ -149,8 +149,10 @@ def _ends(scale: float, lo: int, hi: int, dtype: torch.dtype) -> tuple[float, fl
 
     The real quotient must pass the midpoint between the bound and its neighbour, so both lie a few values off
     bound * scale. Only next to 0 can they lie further away, where x / scale underflows: those x are looked for by
-    bisection over the bit patterns.
+    bisection over the bit patterns. A scale that is not positive and finite (a diverged network) has no ends.
     """
+    if not 0 < scale < math.inf:
+        return -math.inf, math.inf
     return -_end(scale, -lo, dtype), _end(scale, hi, dtype)
 
 
