@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import brevitas.nn as qnn
@@ -40,7 +41,7 @@ def _plain_output(proxy: Any) -> None:
 def quant_conv(conv: nn.Conv2d, *, qmax: int, bits: int) -> nn.Module:
     """A brevitas convolution with the weights of ``conv``; codes in [-qmax, qmax], one scale per output channel."""
     q = FakeQuantize(scale_shape=(conv.out_channels, 1, 1, 1), lo=-qmax, hi=qmax, bits=bits)
-    layer = qnn.QuantConv2d(
+    layer = _QuantConv2d(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
@@ -57,7 +58,7 @@ def quant_conv(conv: nn.Conv2d, *, qmax: int, bits: int) -> nn.Module:
 def quant_linear(linear: nn.Linear, *, qmax: int, bits: int) -> nn.Module:
     """A brevitas linear layer with the weights of ``linear``."""
     q = FakeQuantize(scale_shape=(linear.out_features, 1), lo=-qmax, hi=qmax, bits=bits)
-    layer = qnn.QuantLinear(
+    layer = _QuantLinear(
         linear.in_features, linear.out_features, bias=linear.bias is not None, weight_quant=_weight_injector(q)
     )
     return _with_parameters(layer, linear)
@@ -76,12 +77,34 @@ def _with_parameters(layer: Any, source: nn.Module) -> nn.Module:
 
 
 class _QuantReLU(qnn.QuantReLU):  # type: ignore[misc]
-    """ReLU that is cut at ``ceiling``; brevitas' own HardTanh leaves the cut to a quantizer, whose range moves."""
+    """ReLU that is cut at ``ceiling``; brevitas' own HardTanh leaves the cut to a quantizer, whose range moves.
+
+    Cut and rounding are one operation, without the detour through the proxies of brevitas.
+    """
 
     ceiling: float | None = None
 
     def forward(self, x: Tensor) -> Any:
-        return super().forward(x if self.ceiling is None else x.clamp(max=self.ceiling))
+        q = act_quantizer(self)
+        if q.enabled:
+            return q.quantize(x, clip=(0.0, math.inf if self.ceiling is None else self.ceiling))
+        return torch.relu(x if self.ceiling is None else x.clamp(max=self.ceiling))
+
+
+class _QuantIdentity(qnn.QuantIdentity):  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Any:
+        q = act_quantizer(self)
+        return q.quantize(x) if q.enabled else x
+
+
+class _QuantConv2d(qnn.QuantConv2d):  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Any:
+        return self._conv_forward(x, weight_quantizer(self)(self.weight)[0], self.bias)
+
+
+class _QuantLinear(qnn.QuantLinear):  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Any:
+        return nn.functional.linear(x, weight_quantizer(self)(self.weight)[0], self.bias)
 
 
 def quant_relu(*, bits: int, ceiling: float | None) -> nn.Module:
@@ -97,7 +120,7 @@ def quant_relu(*, bits: int, ceiling: float | None) -> nn.Module:
 def quant_identity() -> nn.Module:
     """An 8-bit affine grid with a free zero point (graph input, residual branches, pools, logits)."""
     q = FakeQuantize(scale_shape=(), lo=-128, hi=127, bits=8)
-    layer = qnn.QuantIdentity(act_quant=_act_injector(q))
+    layer = _QuantIdentity(act_quant=_act_injector(q))
     _plain_output(layer.act_quant)
     out: nn.Module = layer
     return out
