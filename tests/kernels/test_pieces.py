@@ -147,3 +147,50 @@ def test_a_step_leaves_frozen_parameters() -> None:
     step(arena, lr=1.0, lam=0.5)
     assert torch.equal(b, torch.ones(2))
     assert not torch.equal(a, torch.ones(3))
+
+
+def worst_cosine(arena: GradientArena, scope: str) -> float:
+    """The largest |cos| of any unit, in float64."""
+    units: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for s, f, r in zip(arena.segments, arena.views("forget"), arena.views("retain"), strict=True):
+        key = {"global": "", "layer": s.group, "tensor": s.name}[scope]
+        units.setdefault(key, []).append((f.double().flatten(), r.double().flatten()))
+    out = [0.0]
+    for pairs in units.values():
+        f, r = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
+        if f.any() and r.any():
+            out.append(abs(float(torch.dot(f, r) / (f.norm() * r.norm()))))
+    return max(out)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("slope", [0.1, 0.3, 0.49, 0.51, 2.0, 1e3])
+def test_orthogonal_where_roundings_add_up(scope: str, slope: float) -> None:
+    """Equal entries are the worst case for a float32 sum: every addition of a block rounds to the same side."""
+    sizes = (262_144, 9, 70_001)
+    arena = GradientArena([(f"l{i // 2}.w{i}", nn.Parameter(torch.zeros(n))) for i, n in enumerate(sizes)])
+    generator = torch.Generator().manual_seed(0)
+    for value in (0.1, 0.3, 1.0, 1.1, 1.35, 1.7, 1.9, 3e-5):
+        for f, r in zip(arena.views("forget"), arena.views("retain"), strict=True):
+            r.fill_(value)
+            f.copy_(value * (slope + torch.randn(f.shape, generator=generator)))
+        stats = project(arena, scope=scope)
+        assert worst_cosine(arena, scope) <= 1e-6
+        assert abs(stats.cos_after) <= 1e-6
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_autocast_and_matrix_precision_change_nothing_that_matters(arena: GradientArena, scope: str) -> None:
+    fill(arena, 0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stats = project(arena, scope=scope)
+    assert worst_cosine(arena, scope) <= 1e-6
+    assert stats.norm_fperp == pytest.approx(float(arena.row("forget").double().norm()), rel=1e-6)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        fill(arena, 0.3)
+        project(arena, scope=scope)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert worst_cosine(arena, scope) <= 1e-6
