@@ -87,8 +87,9 @@ class GradientArena:
         self.blocks = offset // ALIGN
         self.device = self.params[0].device
         self.roles = tuple(roles)
-        self._rows = torch.zeros(len(roles), self.size, device=self.device)
-        self._views = {role: self.split(row) for role, row in zip(self.roles, self._rows, strict=True)}
+        buffer = torch.zeros(len(roles), self.size, device=self.device)
+        self._rows: dict[str, Tensor] = dict(zip(self.roles, buffer, strict=True))
+        self._views = {role: self.split(row) for role, row in self._rows.items()}
         self.bound: str | None = None
         self.group_names = list(dict.fromkeys(s.group for s in self.segments))
         blocks = [-(-s.numel // ALIGN) for s in self.segments]
@@ -107,9 +108,9 @@ class GradientArena:
 
     def row(self, role: str) -> Tensor:
         """The whole row [N_pad] of a role; writing to it changes the gradients it holds."""
-        if role not in self.roles:
+        if role not in self._rows:
             raise ConfigError(f"the arena has no row {role!r}.", remedy=f"Its rows are {', '.join(self.roles)}.")
-        return self._rows[self.roles.index(role)]
+        return self._rows[role]
 
     def views(self, role: str) -> list[Tensor]:
         """The row cut into parameter-shaped views, in arena order."""

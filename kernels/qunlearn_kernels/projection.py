@@ -100,8 +100,8 @@ def project(
 
     Both are roles of the arena or vectors [N_pad] laid out like its rows (an optimizer's update, say). ``metric`` is a
     row of positive preconditioner entries P: then <r, P f_perp> = 0. After a projection without ``when="conflict"``
-    |cos| <= 1e-6 in every unit of the scope: further passes (without ``eps``) clear what rounding left, and a unit
-    whose remainder is below 1e-6 of it becomes exactly zero. Only where <r, r> <= eps does the formula's damping stay.
+    |cos| <= 1e-6 in every unit of the scope: further passes clear what rounding left, and a unit whose remainder is
+    below 1e-6 of it becomes exactly zero. ``eps`` damps only where <r, r> <= eps, or <r, P r>.
     ``r = 0`` leaves ``f`` untouched; a non-finite entry, or a square that overflows, is a DivergedError.
     """
     choose_backend(backend, arena.device)
@@ -124,13 +124,14 @@ def project(
         mask &= conflict
     current = first
     if bool(mask.any()):
-        factor = torch.where(mask, first[:, along] / (first[:, norm] + eps), 0.0).float().double()
+        damped = first[:, norm] + torch.where(first[:, norm] > eps, 0.0, eps)
+        factor = torch.where(mask, first[:, along] / damped, 0.0).float().double()
         torch_backend.subtract(arena, f, r, factor, scope)
         current = first.clone()
         current[:, FR], current[:, FF] = _foresee(first[:, FR], first[:, RR], first[:, FF], factor)
-        shallow = _shallow(first[:, RR], current[:, FF], factor) if weight is None else torch.zeros_like(mask)
-        if bool((mask & ~shallow).any()):
-            _polish(arena, f, r, scope, weight, first, current, mask & ~shallow, eps, process_group)
+        steep = mask if weight is not None else mask & ~_shallow(current[:, FR], first[:, RR], current[:, FF], factor)
+        if bool(steep.any()):
+            _polish(arena, f, r, scope, weight, first, current, steep, eps, process_group)
     return _stats(first.sum(dim=0).tolist(), current.sum(dim=0).tolist(), len(first), int(conflict.sum()))
 
 
@@ -190,19 +191,20 @@ def _one_unit(
     if not all(math.isfinite(v) for v in start):
         raise _not_finite(arena, {"forget": f, "retain": r, "metric": weight})
     along, norm = (FR, RR) if weight is None else (RPF, RPR)
-    square, now, guard = start[norm], start, eps
+    square, now = start[norm], start
     if square < 0:
         raise _negative()
     moves = square > 0 and (start[FR] < 0 or not only_conflict) and not measure_only
     passes = PASSES if moves else 0
+    damped = square if square > eps else square + eps
     if moves and weight is None:
-        factor = ctypes.c_float(start[FR] / (start[RR] + eps)).value
+        factor = ctypes.c_float(start[FR] / damped).value
         fr, ff = _foresee(start[FR], start[RR], start[FF], factor)
-        if _shallow(start[RR], ff, factor):
+        if _shallow(fr, start[RR], ff, factor):
             torch_backend.move(f, r, factor)
             now, passes = [fr, start[RR], ff, 0.0, 0.0], 0
     for _ in range(passes):
-        factor = now[along] / (square + guard)
+        factor = now[along] / damped
         now = _row_sums(f, r, weight, process_group, factor=factor)
         if square <= eps:
             break
@@ -212,7 +214,6 @@ def _one_unit(
             break
         if abs(now[along]) <= TOLERANCE * math.sqrt(now[FF] * square):
             break
-        guard = 0.0
     return _stats(start, now, 1, int(start[FR] < 0))
 
 
@@ -224,14 +225,14 @@ def _foresee(fr: Number, rr: Number, ff: Number, factor: Number) -> tuple[Number
     return fr - factor * rr, ff - 2 * factor * fr + factor * factor * rr
 
 
-def _shallow(rr: Number, ff_after: Number, factor: Number) -> Any:
-    """Whether the part removed, factor r, is at most half as long as what stays.
+def _shallow(fr: Number, rr: Number, ff: Number, factor: Number) -> Any:
+    """Whether the part removed, factor r, is at most half as long as what stays, and the foreseen sums are orthogonal.
 
-    Then the foreseen result needs no measurement. The sums of blocks err by less than 5e-7 of |f||r| and |r|^2, even
-    where all entries are equal and roundings add up; of that at most half becomes part of the cosine, and rounding the
-    update to float32 adds 2^-24 (1 + 1/2).
+    Then they need no measurement. The sums of blocks err by less than 5e-7 of |f||r| and |r|^2, even where all entries
+    are equal and roundings add up; of that at most half becomes part of the cosine, and rounding the update to float32
+    adds 2^-24 (1 + 1/2).
     """
-    return factor * factor * rr <= SHALLOW * ff_after
+    return (factor * factor * rr <= SHALLOW * ff) & (fr * fr <= TOLERANCE**2 * ff * rr)
 
 
 def _negative() -> ConfigError:
@@ -295,12 +296,17 @@ def project_k(
 def step(
     arena: GradientArena, *, lr: float, lam: float, forget: str | Tensor = "forget", retain: str | Tensor = "retain"
 ) -> None:
-    """``p <- p - lr (r + lam f)`` for every parameter, in place."""
+    """``p <- p - lr (r + lam f)`` for every parameter that requires a gradient, in place."""
     f, r = _row(arena, forget), _row(arena, retain)
     with torch.no_grad():
-        for p, update in zip(arena.params, arena.split(torch.add(r, f, alpha=lam)), strict=True):
-            if p.requires_grad:
-                p.sub_(update.to(p.dtype), alpha=lr)
+        updates = arena.split(torch.add(r, f, alpha=lam))
+        moving = [(p, u) for p, u in zip(arena.params, updates, strict=True) if p.requires_grad]
+        plain = [(p, u) for p, u in moving if p.dtype == torch.float32]
+        if plain:
+            torch._foreach_add_([p for p, _ in plain], [u for _, u in plain], alpha=-lr)
+        for p, u in moving:
+            if p.dtype != torch.float32:
+                p.sub_(u.to(p.dtype), alpha=lr)
 
 
 def _row(arena: GradientArena, what: str | Tensor) -> Tensor:

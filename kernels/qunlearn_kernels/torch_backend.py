@@ -9,7 +9,7 @@ or the precision settings of torch let a matrix product round its input, blocks 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -35,8 +35,8 @@ def units(arena: GradientArena, scope: str) -> int:
 
 def row_sums(f: Tensor, r: Tensor, *, metric: Tensor | None = None, factor: float | None = None) -> list[float]:
     """First ``f -= factor r`` in place (if given), then the five sums over two whole rows [N_pad], as numbers."""
-    parts = [gram.sum(dim=0, dtype=torch.float64) for gram in _grams(f, r, metric, factor)]
-    rows: list[list[float]] = [parts[0].tolist()] if len(parts) == 1 else [p.tolist() for p in parts]
+    grams = _grams(f, r, metric, factor)
+    rows: list[list[float]] = [gram.sum(dim=0, dtype=torch.float64).tolist() for gram in grams]
     if len(rows) == 1:
         total = rows[0]
     else:
@@ -94,8 +94,12 @@ def unit_subtract(table: Units, f: Tensor, r: Tensor, factor: Tensor) -> None:
 
 def move(f: Tensor, r: Tensor, factor: Tensor | float) -> None:
     """``f -= factor r`` in place; ``factor`` is a number or one float32 for every block of the two [blocks, 1]."""
+    shares = _shares(f.numel() // ALIGN, f.device)
+    if len(shares) == 1 and isinstance(factor, float):
+        f.sub_(r, alpha=factor)
+        return
     x, y = f.view(-1, ALIGN), r.view(-1, ALIGN)
-    for here in _shares(len(x), f.device):
+    for here in shares:
         if isinstance(factor, Tensor):
             x[here].addcmul_(y[here], factor[here], value=-1.0)
         else:
@@ -130,32 +134,38 @@ def _shares(blocks: int, device: torch.device) -> list[slice]:
     return [slice(0, even), slice(even, blocks)][: 1 + (even < blocks)]
 
 
-def _grams(f: Tensor, r: Tensor, metric: Tensor | None, factor: Tensor | float | None) -> Iterator[Tensor]:
+def _grams(f: Tensor, r: Tensor, metric: Tensor | None, factor: Tensor | float | None) -> Iterable[Tensor]:
     """Piece by piece: the update, then per block <f, f>, <f, r>, <r, f>, <r, r> and with a metric <r, P f>, <r, P r>.
 
     Float32 [blocks, 4 or 6]; ``factor`` is a number or one float32 per block [all blocks, 1]. Two rows of one buffer
-    are measured in one piece where nothing is updated.
+    that are only measured are one piece.
     """
-    blocks = f.numel() // ALIGN
-    pairs = _pairs(f, r)
     batched = _exact_products(f.device)
-    one_piece = f.device.type != "cpu" or (batched and pairs is not None and factor is None and metric is None)
-    piece = max(1, blocks) if one_piece else PIECE
-    for lo in range(0, max(1, blocks), piece):
-        here = slice(lo, min(lo + piece, blocks))
-        a, b = (f, r) if one_piece else (v[here.start * ALIGN : here.stop * ALIGN] for v in (f, r))
+    pairs = _pairs(f, r) if batched else None
+    if pairs is not None and metric is None and factor is None:
+        return [torch.bmm(pairs, pairs.mT).view(-1, 4)]
+    return _pieces(f, r, metric, factor, batched, pairs)
+
+
+def _pieces(
+    f: Tensor, r: Tensor, metric: Tensor | None, factor: Tensor | float | None, batched: bool, pairs: Tensor | None
+) -> Iterator[Tensor]:
+    x, y = f.view(-1, ALIGN), r.view(-1, ALIGN)
+    piece = PIECE if f.device.type == "cpu" else max(1, len(x))
+    for lo in range(0, max(1, len(x)), piece):
+        here = slice(lo, lo + piece)
+        a, b = x[here], y[here]
         if factor is not None:
             move(a, b, factor[here] if isinstance(factor, Tensor) else factor)
-        x, y = a.view(-1, ALIGN), b.view(-1, ALIGN)
         if batched:
-            both = torch.stack([x, y], dim=1) if pairs is None else pairs if one_piece else pairs[here]
-            gram = torch.bmm(both, both.transpose(1, 2)).view(-1, 4)
+            both = torch.stack([a, b], dim=1) if pairs is None else pairs[here]
+            gram = torch.bmm(both, both.mT).view(-1, 4)
         else:
-            fr = (x * y).sum(dim=1)
-            gram = torch.stack([(x * x).sum(dim=1), fr, fr, (y * y).sum(dim=1)], dim=1)
+            fr = (a * b).sum(dim=1)
+            gram = torch.stack([(a * a).sum(dim=1), fr, fr, (b * b).sum(dim=1)], dim=1)
         if metric is not None:
-            weighted = y * metric.view(-1, ALIGN)[here]
-            more = torch.stack([(x * weighted).sum(dim=1), (y * weighted).sum(dim=1)], dim=1)
+            weighted = b * metric.view(-1, ALIGN)[here]
+            more = torch.stack([(a * weighted).sum(dim=1), (b * weighted).sum(dim=1)], dim=1)
             gram = torch.cat([gram, more], dim=1)
         yield gram
 
