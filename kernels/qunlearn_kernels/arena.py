@@ -74,6 +74,8 @@ class GradientArena:
         self._rows = torch.zeros(len(roles), self.size, device=self.device)
         self._views = {role: self.split(row) for role, row in zip(self.roles, self._rows, strict=True)}
         self.bound: str | None = None
+        self.plans: dict[str, object] = {}
+        """Tables that a device backend made for this arena, by scope."""
         self.group_names = list(dict.fromkeys(s.group for s in self.segments))
         blocks = [-(-s.numel // ALIGN) for s in self.segments]
         count = torch.tensor(blocks, device=self.device)
