@@ -84,19 +84,13 @@ def project(
     ``r = 0`` leaves ``f`` untouched; a non-finite entry, or a square that overflows, is a DivergedError.
     """
     chosen = choose_backend(backend, arena.device)
-    _known(scope, when)
-    f, r = _row(arena, forget), _row(arena, retain)
-    if f.data_ptr() == r.data_ptr() and f.numel():
-        raise ConfigError("forget and retain are one vector.", remedy="Give two rows.")
-    weight = None if metric is None else _row(arena, metric)
+    f, r, weight = rows(arena, forget, retain, metric, scope, when)
     if chosen != "torch":
         run, conflicts = launcher(chosen, arena.device), when == "conflict"
         totals = two_launch.project(
             run, arena, f, r, scope, conflict=conflicts, metric=weight, eps=eps, process_group=process_group
         )
-        if not bool(totals[0].isfinite().all()):
-            raise _not_finite(arena, {"forget": f, "retain": r, "metric": weight})
-        return _unit_stats(*totals)
+        return statistics(arena, f, r, weight, totals)
     if torch_backend.units(arena, scope) == 1:
         return _one_unit(arena, f, r, weight, scope == "none", when == "conflict", eps, process_group)
     first = _sums(arena, f, r, scope, weight, process_group)
@@ -234,6 +228,26 @@ def step(
         for p, update in zip(arena.params, arena.split(torch.add(r, f, alpha=lam)), strict=True):
             if p.requires_grad:
                 p.sub_(update.to(p.dtype), alpha=lr)
+
+
+def rows(
+    arena: GradientArena, forget: str | Tensor, retain: str | Tensor, metric: Tensor | None, scope: str, when: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The checked rows [N_pad] of a projection; ConfigError for what :func:`project` refuses."""
+    _known(scope, when)
+    f, r = _row(arena, forget), _row(arena, retain)
+    if f.data_ptr() == r.data_ptr() and f.numel():
+        raise ConfigError("forget and retain are one vector.", remedy="Give two rows.")
+    return f, r, None if metric is None else _row(arena, metric)
+
+
+def statistics(
+    arena: GradientArena, f: Tensor, r: Tensor, metric: Tensor | None, totals: tuple[Tensor, Tensor]
+) -> ProjectionStats:
+    """From float64 sums [units, 5] before and after; DivergedError naming the tensor where they are not finite."""
+    if not bool(totals[0].isfinite().all()):
+        raise _not_finite(arena, {"forget": f, "retain": r, "metric": metric})
+    return _unit_stats(*totals)
 
 
 def _row(arena: GradientArena, what: str | Tensor) -> Tensor:

@@ -6,11 +6,13 @@ Nothing here imports triton before the backend is used.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,17 +58,25 @@ class TritonLauncher:
         from qunlearn_kernels import triton_kernels
 
         self.kernels: ModuleType = triton_kernels
+        self.device = device
         if programs is None:
             count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
             programs = max(4, count * PER_PROCESSOR)
         self.programs = programs
 
-    def _grid(self, tiles: TilePlan) -> tuple[int]:
-        return (min(self.programs, tiles.tiles),)
+    def _launch(self, name: str, tiles: TilePlan, *arguments: object, **constants: object) -> None:
+        """One launch; the interpreter's numpy is not to warn of sums that overflow, which the caller reports."""
+        grid = (min(self.programs, tiles.tiles),)
+        kernel = getattr(self.kernels, name)
+        device = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        with np.errstate(all="ignore"), device:
+            kernel[grid](*arguments, **constants, ALIGN=ALIGN, num_warps=WARPS, enable_fp_fusion=True)
 
     def dots(self, tiles: TilePlan, f: Tensor, r: Tensor, metric: Tensor | None, sums: Tensor) -> None:
         """See :class:`qunlearn_kernels.two_launch.Launcher`."""
-        self.kernels.dot_partials[self._grid(tiles)](
+        self._launch(
+            "dot_partials",
+            tiles,
             f,
             r,
             f if metric is None else metric,
@@ -75,9 +85,6 @@ class TritonLauncher:
             tiles.tiles,
             METRIC=metric is not None,
             CHUNK=CHUNK,
-            ALIGN=ALIGN,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
         )
 
     def update(
@@ -95,7 +102,9 @@ class TritonLauncher:
         step: Step | None,
     ) -> None:
         """See :class:`qunlearn_kernels.two_launch.Launcher`."""
-        self.kernels.project_update[self._grid(tiles)](
+        self._launch(
+            "project_update",
+            tiles,
             f,
             r,
             f if metric is None else metric,
@@ -118,15 +127,14 @@ class TritonLauncher:
             STEP=step is not None,
             ALIGNED=step is not None and step.aligned,
             CHUNK=CHUNK,
-            ALIGN=ALIGN,
             WIDTH=WIDTH,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
         )
 
     def basis_dots(self, tiles: TilePlan, f: Tensor, q: Tensor, sums: Tensor) -> None:
         """See :class:`qunlearn_kernels.two_launch.Launcher`."""
-        self.kernels.basis_partials[self._grid(tiles)](
+        self._launch(
+            "basis_partials",
+            tiles,
             f,
             q,
             q.stride(0),
@@ -136,14 +144,13 @@ class TritonLauncher:
             len(q),
             ROWS=sums.shape[1],
             CHUNK=BASIS_CHUNK,
-            ALIGN=ALIGN,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
         )
 
     def basis_update(self, tiles: TilePlan, f: Tensor, q: Tensor, sums: Tensor, after: Tensor) -> None:
         """See :class:`qunlearn_kernels.two_launch.Launcher`."""
-        self.kernels.basis_update[self._grid(tiles)](
+        self._launch(
+            "basis_update",
+            tiles,
             f,
             q,
             q.stride(0),
@@ -155,8 +162,5 @@ class TritonLauncher:
             len(q),
             ROWS=sums.shape[1],
             CHUNK=BASIS_CHUNK,
-            ALIGN=ALIGN,
             WIDTH=BASIS_WIDTH,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
         )
