@@ -53,39 +53,42 @@ def tool(name: str) -> str:
     return found
 
 
-def triton_variants() -> list[tuple[str, dict[str, str], dict[str, Any]]]:
-    """Every kernel that the triton backend launches: name, signature, compile-time constants."""
+def triton_variants(*, every: bool = True) -> list[tuple[str, dict[str, str], dict[str, Any]]]:
+    """The kernels that the triton backend launches: name, signature, compile-time constants.
+
+    All variants, or those that differ most.
+    """
     rows = {"f": _FLOATS, "r": _FLOATS, "metric": _FLOATS, "table": "*i32"}
+    dots = {**rows, "sums": _DOUBLES, "tiles": "i32"}
     update = {**rows, "first": "*i32", "sums": _DOUBLES, "after": _DOUBLES, "given": _DOUBLES, "where": "*i64"}
     update |= {"tiles": "i32", "units": "i32"}
     update |= dict.fromkeys(("eps", "lr", "lam", "share_r", "share_old"), "fp32")
     size: dict[str, Any] = {"CHUNK": CHUNK, "ALIGN": ALIGN}
     out: list[tuple[str, dict[str, str], dict[str, Any]]] = []
     for metric in (False, True):
-        dots = {**rows, "sums": _DOUBLES, "tiles": "i32"}
         out.append(("dot_partials", dots, {"METRIC": metric, **size}))
-        for conflict, given, step in (
-            *((False, False, False), (True, False, False), (False, True, False)),
-            *((False, False, True), (True, False, True), (False, True, True)),
-        ):
-            flags = {"METRIC": metric, "CONFLICT": conflict, "GIVEN": given, "STEP": step, "ALIGNED": step}
-            out.append(("project_update", update, {**flags, **size, "WIDTH": triton_backend.WIDTH}))
-    out.append(("project_update", {**update, "tiles": "constexpr", "units": "constexpr"}, {**out[1][2]}))
-    out[-1][2].update(tiles=1, units=1)
+        for conflict, given, step in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1)):
+            if every or (conflict, given, step) == ((1, 0, 1) if metric else (0, 0, 0)):
+                flags = {"METRIC": metric, "CONFLICT": bool(conflict), "GIVEN": bool(given), "STEP": bool(step)}
+                constants = {**flags, "ALIGNED": bool(step), **size, "WIDTH": triton_backend.WIDTH}
+                out.append(("project_update", update, constants))
+    if every:
+        out.append(("project_update", update, {**out[1][2], "tiles": 1, "units": 1}))
     basis = {"f": _FLOATS, "q": _FLOATS, "stride": "i64", "table": "*i32"}
-    size["CHUNK"] = triton_backend.BASIS_CHUNK
     ends = {"tiles": "i32", "rows": "i32"}
-    width = 2
-    while width <= ROWS:
-        out.append(("basis_partials", {**basis, "sums": _DOUBLES, **ends}, {"ROWS": width, **size}))
+    for width in (2, 4, 8, ROWS) if every else (ROWS,):
+        wide = {"ROWS": width, "CHUNK": triton_backend.BASIS_CHUNK, "ALIGN": ALIGN}
+        out.append(("basis_partials", {**basis, "sums": _DOUBLES, **ends}, wide))
         signature = {**basis, "first": "*i32", "sums": _DOUBLES, "after": _DOUBLES, **ends}
-        out.append(("basis_update", signature, {"ROWS": width, **size, "WIDTH": triton_backend.BASIS_WIDTH}))
-        width *= 2
+        out.append(("basis_update", signature, {**wide, "WIDTH": triton_backend.BASIS_WIDTH}))
     return out
 
 
-def triton_report(capability: int) -> list[KernelReport]:
-    """All variants of the triton kernels for one compute capability (90 for sm_90); a second or so each."""
+def triton_report(capability: int, *, every: bool = True) -> list[KernelReport]:
+    """:func:`triton_variants` compiled for one compute capability (90 for sm_90); a second or so each.
+
+    MissingDependencyError without triton, without NVIDIA's tools, or under the interpreter.
+    """
     if importlib.util.find_spec("triton") is None:
         raise MissingDependencyError("triton is not installed.", remedy="pip install 'qunlearn[gpu]'")
     if triton_backend.interpreted():
@@ -97,7 +100,7 @@ def triton_report(capability: int) -> list[KernelReport]:
     from qunlearn_kernels import triton_kernels
 
     out = []
-    for name, signature, constants in triton_variants():
+    for name, signature, constants in triton_variants(every=every):
         function = getattr(triton_kernels, name)
         order = list(function.arg_names)
         types = {n: "constexpr" if n in constants else signature[n] for n in order}
@@ -117,7 +120,10 @@ def triton_report(capability: int) -> list[KernelReport]:
 
 
 def cuda_report(capability: int) -> list[KernelReport]:
-    """All kernels of ``csrc/projection.cu`` for one compute capability, built by nvcc; some seconds."""
+    """All kernels of ``csrc/projection.cu`` for one compute capability, built by nvcc; some seconds.
+
+    MissingDependencyError without nvcc; InvariantError with nvcc's words when it refuses the source.
+    """
     compiler = cuda_backend.nvcc()
     if compiler is None:
         raise MissingDependencyError("nvcc is not found.", remedy="Install the CUDA toolkit, or set CUDA_HOME.")
