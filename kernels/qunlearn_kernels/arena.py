@@ -91,6 +91,8 @@ class GradientArena:
         self._rows: dict[str, Tensor] = dict(zip(self.roles, buffer, strict=True))
         self._views = {role: self.split(row) for role, row in self._rows.items()}
         self.bound: str | None = None
+        self.plans: dict[str, object] = {}
+        """Tables that a device backend made for this arena, by scope."""
         self.group_names = list(dict.fromkeys(s.group for s in self.segments))
         blocks = [-(-s.numel // ALIGN) for s in self.segments]
         count = torch.tensor(blocks, device=self.device)

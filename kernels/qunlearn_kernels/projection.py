@@ -12,7 +12,6 @@ depend on the number of threads. Source: oeu specification 2.3 to 2.5; piece len
 from __future__ import annotations
 
 import ctypes
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from qunlearn_export.errors import ConfigError, DivergedError, NotYetError
-from qunlearn_kernels import torch_backend
+from qunlearn_export.errors import ConfigError, DivergedError
+from qunlearn_kernels import torch_backend, two_launch
 from qunlearn_kernels.arena import ALIGN, GradientArena
+from qunlearn_kernels.backends import choose_backend, launcher
 from qunlearn_kernels.torch_backend import FF, FR, RPF, RPR, RR
 
 SCOPES = ("global", "layer", "tensor", "none")
@@ -32,8 +32,6 @@ TOLERANCE = 5e-7
 PASSES = 4
 DROP = 1e-6
 SHALLOW = 0.25
-_log = logging.getLogger("qunlearn_kernels")
-_announced: set[str] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +63,6 @@ class Dots:
     ff: Tensor
 
 
-def choose_backend(name: str, device: torch.device) -> str:
-    """The backend that ``project`` uses; ``auto`` picks by device and logs the choice once. Only ``torch`` so far."""
-    if name in ("triton", "cuda"):
-        raise NotYetError(f"projection backend {name!r} is not offered.", remedy="Use torch or auto.")
-    if name not in ("auto", "torch"):
-        raise ConfigError(f"projection backend {name!r} is unknown.", remedy="Use torch or auto.")
-    if name == "auto" and str(device) not in _announced:
-        _announced.add(str(device))
-        _log.info("projection backend: torch on %s", device)
-    return "torch"
-
-
 def dots(arena: GradientArena, f: Tensor, r: Tensor, *, scope: str = "global", process_group: Any = None) -> Dots:
     """The three sums of two rows; all-reduced over ``process_group`` where the rows are shards."""
     _known(scope, "always")
@@ -104,12 +90,14 @@ def project(
     below 1e-6 of it becomes exactly zero. ``eps`` damps only where <r, r> <= eps, or <r, P r>.
     ``r = 0`` leaves ``f`` untouched; a non-finite entry, or a square that overflows, is a DivergedError.
     """
-    choose_backend(backend, arena.device)
-    _known(scope, when)
-    f, r = _row(arena, forget), _row(arena, retain)
-    if f.data_ptr() == r.data_ptr() and f.numel():
-        raise ConfigError("forget and retain are one vector.", remedy="Give two rows.")
-    weight = None if metric is None else _row(arena, metric)
+    chosen = choose_backend(backend, arena.device)
+    f, r, weight = rows(arena, forget, retain, metric, scope, when)
+    if chosen != "torch":
+        run, conflicts = launcher(chosen, arena.device), when == "conflict"
+        totals = two_launch.project(
+            run, arena, f, r, scope, conflict=conflicts, metric=weight, eps=eps, process_group=process_group
+        )
+        return statistics(arena, f, r, weight, totals)
     if torch_backend.units(arena, scope) == 1:
         return _one_unit(arena, f, r, weight, scope == "none", when == "conflict", eps, process_group)
     first = _sums(arena, f, r, scope, weight, process_group)
@@ -132,7 +120,7 @@ def project(
         steep = mask if weight is not None else mask & ~_shallow(current[:, FR], first[:, RR], current[:, FF], factor)
         if bool(steep.any()):
             _polish(arena, f, r, scope, weight, first, current, steep, eps, process_group)
-    return _stats(first.sum(dim=0).tolist(), current.sum(dim=0).tolist(), len(first), int(conflict.sum()))
+    return _unit_stats(first, current)
 
 
 def _polish(
@@ -278,19 +266,27 @@ class Basis:
 
 
 def project_k(
-    arena: GradientArena, basis: Basis, *, forget: str | Tensor = "forget", retain: str | Tensor = "retain"
+    arena: GradientArena,
+    basis: Basis,
+    *,
+    forget: str | Tensor = "forget",
+    retain: str | Tensor = "retain",
+    backend: str = "auto",
 ) -> ProjectionStats:
     """Remove from ``forget`` its part in the span of ``basis``, in place; the statistics are against ``retain``."""
+    chosen = choose_backend(backend, arena.device)
     f, r = _row(arena, forget), _row(arena, retain)
     first = _sums(arena, f, r, basis.scope, None, None)
     if not bool(first.isfinite().all()):
         raise _not_finite(arena, {"forget": f, "retain": r})
     rows = basis.rows()
-    for _ in range(2):
+    if chosen != "torch" and rows:
+        two_launch.project_k(launcher(chosen, arena.device), arena, f, torch.stack(rows), basis.scope)
+    for _ in range(2 if chosen == "torch" else 0):
         for q in rows:
             torch_backend.subtract(arena, f, q, torch_backend.block_dot(arena, f, q, basis.scope), basis.scope)
     after = _sums(arena, f, r, basis.scope, None, None)
-    return _stats(first.sum(dim=0).tolist(), after.sum(dim=0).tolist(), len(first), int((first[:, FR] < 0).sum()))
+    return _unit_stats(first, after)
 
 
 def step(
@@ -307,6 +303,26 @@ def step(
         for p, u in moving:
             if p.dtype != torch.float32:
                 p.sub_(u.to(p.dtype), alpha=lr)
+
+
+def rows(
+    arena: GradientArena, forget: str | Tensor, retain: str | Tensor, metric: Tensor | None, scope: str, when: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The checked rows [N_pad] of a projection; ConfigError for what :func:`project` refuses."""
+    _known(scope, when)
+    f, r = _row(arena, forget), _row(arena, retain)
+    if f.data_ptr() == r.data_ptr() and f.numel():
+        raise ConfigError("forget and retain are one vector.", remedy="Give two rows.")
+    return f, r, None if metric is None else _row(arena, metric)
+
+
+def statistics(
+    arena: GradientArena, f: Tensor, r: Tensor, metric: Tensor | None, totals: tuple[Tensor, Tensor]
+) -> ProjectionStats:
+    """From float64 sums [units, 5] before and after; DivergedError naming the tensor where they are not finite."""
+    if not bool(totals[0].isfinite().all()):
+        raise _not_finite(arena, {"forget": f, "retain": r, "metric": metric})
+    return _unit_stats(*totals)
 
 
 def _row(arena: GradientArena, what: str | Tensor) -> Tensor:
@@ -373,6 +389,12 @@ def _not_finite(arena: GradientArena, vectors: Mapping[str, Tensor | None]) -> D
         "the gradients are finite here, but their squares overflow float32 or another process is not finite.",
         remedy="Use a smaller lr.",
     )
+
+
+def _unit_stats(before: Tensor, after: Tensor) -> ProjectionStats:
+    """Statistics from sums per unit [units, 5]."""
+    conflicts = int((before[:, FR] < 0).sum())
+    return _stats(before.sum(dim=0).tolist(), after.sum(dim=0).tolist(), len(before), conflicts)
 
 
 def _cosine(fr: float, rr: float, ff: float) -> float:

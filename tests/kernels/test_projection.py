@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qunlearn.errors import ConfigError, DivergedError, InvariantError, NotYetError
+from qunlearn.errors import ConfigError, DivergedError, InvariantError
 from qunlearn_kernels.arena import GradientArena
-from qunlearn_kernels.projection import Basis, choose_backend, dots, project, project_k, step
+from qunlearn_kernels.projection import Basis, dots, project, project_k, step
 
 SIZES = st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 33, 64, 100, 1025]), min_size=1, max_size=9)
 
@@ -180,16 +180,6 @@ def test_vectors_of_another_layout_are_refused() -> None:
         project(arena, scope="model")
     with pytest.raises(ConfigError, match="row"):
         project(arena, forget="elsewhere")
-
-
-def test_backends_by_name() -> None:
-    cpu = torch.device("cpu")
-    assert choose_backend("auto", cpu) == choose_backend("torch", cpu) == "torch"
-    for name in ("triton", "cuda"):
-        with pytest.raises(NotYetError):
-            choose_backend(name, cpu)
-    with pytest.raises(ConfigError):
-        choose_backend("numpy", cpu)
 
 
 CHILD = """
