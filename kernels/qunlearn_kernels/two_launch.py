@@ -184,13 +184,12 @@ def project_k(launcher: Launcher, arena: GradientArena, f: Tensor, q: Tensor, sc
     tiles = plan(arena, scope)
     groups = [q[i : i + ROWS] for i in range(0, len(q), ROWS)] if tiles.tiles else []
     out = _aligned(f)
-    for _ in range(2 if len(groups) > 1 else 1):
-        for rows in groups:
-            width = max(2, 1 << (len(rows) - 1).bit_length())
-            here, left = torch.zeros(2, tiles.tiles, width, dtype=torch.float64, device=f.device)
-            launcher.basis_dots(tiles, out, rows, here)
-            launcher.basis_update(tiles, out, rows, here, left)
-            launcher.basis_update(tiles, out, rows, left, here)
+    for rows in groups:
+        width = max(2, 1 << (len(rows) - 1).bit_length())
+        here, left = torch.zeros(2, tiles.tiles, width, dtype=torch.float64, device=f.device)
+        launcher.basis_dots(tiles, out, rows, here)
+        launcher.basis_update(tiles, out, rows, here, left)
+        launcher.basis_update(tiles, out, rows, left, here)
     if out is not f:
         f.copy_(out)
 

@@ -165,9 +165,11 @@ def check_refusals(run: Maker) -> None:
             projection.statistics(arena, f, r, None, totals)
     arena = arena_of([5, 600, 7])
     f, r, before = arena.row("forget"), arena.row("retain"), arena.row("forget").clone()
+    metric = torch.ones(arena.size)
+    metric[arena.segments[1].offset : arena.segments[2].offset] = -1.0
     with pytest.raises(ConfigError, match="negative"):
-        two_launch.project(run(2), arena, f, r, "tensor", metric=-torch.ones(arena.size))
-    assert torch.equal(f, before)
+        two_launch.project(run(2), arena, f, r, "tensor", metric=metric)
+    assert torch.equal(f, before), "not even in the units whose metric is positive"
     r.zero_()
     first, last = two_launch.project(run(2), arena, f, r, "layer")
     assert torch.equal(f, before)

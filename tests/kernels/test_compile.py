@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from qunlearn.errors import InvariantError, MissingDependencyError
-from qunlearn_kernels import compile_report, cuda_backend
+from qunlearn_kernels import compile_report, cuda_backend, two_launch
+from qunlearn_kernels.arena import GradientArena
 from qunlearn_kernels.compile_report import TARGETS, KernelReport, cuda_report, triton_report, triton_variants
 from qunlearn_kernels.triton_backend import interpreted
 
@@ -100,3 +103,16 @@ def test_what_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(MissingDependencyError):
         triton_report(90)
+
+
+@needs_nvcc
+def test_the_gpu_build_links_and_a_launch_without_a_gpu_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "projection.so"
+    options = [*cuda_backend.FLAGS, "-arch=sm_90", "-shared", "-Xcompiler", "-fPIC", "-o", str(path)]
+    subprocess.run([str(cuda_backend.nvcc()), *options, str(cuda_backend.SOURCE)], check=True, capture_output=True)
+    run = cuda_backend.CudaLauncher(torch.device("cpu"), library=cuda_backend.load_library(path))
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is present")
+    arena = GradientArena([torch.nn.Parameter(torch.zeros(3))])
+    with pytest.raises(InvariantError, match="qunlearn_dots could not be launched: CUDA error"):
+        two_launch.sums(run, arena, arena.row("forget"), arena.row("retain"), "global")
