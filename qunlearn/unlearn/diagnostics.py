@@ -12,7 +12,7 @@ from qunlearn.quant import QuantModel
 from qunlearn.quant.model import WEIGHTED
 from qunlearn.tasks.base import Batch, Task
 from qunlearn.unlearn.compose import Update
-from qunlearn.unlearn.orthogonal import add, dot
+from qunlearn.unlearn.orthogonal import add, dot, gram
 from qunlearn_kernels.arena import GradientArena
 from qunlearn_kernels.projection import dots
 
@@ -22,11 +22,11 @@ WINDOW = 50
 
 def geometry(arena: GradientArena, scope: str, r: Tensor, f: Tensor, u: Update) -> dict[str, Any]:
     """Norms and cosines before and after the projection, and the first-order change of L_r."""
-    ff, rr, fr = dot(f, f), dot(r, r), dot(f, r)
-    pp, qq, pq = dot(u.projected, u.projected), dot(u.against, u.against), dot(u.projected, u.against)
-    start = dot(u.unprojected, u.unprojected)
-    whole = u.retain + u.forget
-    conflicts = int((dots(arena, f, r, scope=scope).fr < 0).sum())
+    g = gram([r, f, u.projected, u.against, u.unprojected, u.retain, u.forget])
+    rr, fr, ff = g[0][0], g[0][1], g[1][1]
+    pp, qq, pq, start = g[2][2], g[3][3], g[2][3], g[4][4]
+    one = scope in ("global", "none")
+    conflicts = int(fr < 0) if one else int((dots(arena, f, r, scope=scope).fr < 0).sum())
     return {
         "norm_r": rr**0.5,
         "norm_f": ff**0.5,
@@ -35,9 +35,9 @@ def geometry(arena: GradientArena, scope: str, r: Tensor, f: Tensor, u: Update) 
         "cos_after": pq / (pp * qq) ** 0.5 if pp > 0 and qq > 0 else 0.0,
         "removed": 1 - pp / start if start > 0 else 0.0,
         "conflicting_segments": conflicts,
-        "dLr_pred": dot(r, whole),
-        "dLr_pred_forget": dot(r, u.forget),
-        "norm_update_forget": dot(u.forget, u.forget) ** 0.5,
+        "dLr_pred": g[0][5] + g[0][6],
+        "dLr_pred_forget": g[0][6],
+        "norm_update_forget": g[6][6] ** 0.5,
     }
 
 

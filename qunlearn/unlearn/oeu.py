@@ -226,7 +226,7 @@ class _Run:
         r, f = self.arena.row("retain"), self.arena.row("forget")
         lr = scheduled(float(cfg.lr), cfg.schedule, t, self.total)
         for name, gradient, value in (("retain", r, retain["loss"]), ("forget", f, forget["loss"])):
-            if not np.isfinite(value) or not bool(torch.isfinite(gradient).all()):
+            if not np.isfinite(value) or not bool(torch.stack(torch.aminmax(gradient)).isfinite().all()):
                 raise DivergedError(f"non-finite {name} loss or gradient.", remedy="Use a smaller lr.")
         update = self.composer(r, f, lr)
         row: dict[str, Any] = {
@@ -240,12 +240,12 @@ class _Run:
             "seen_retain": self.pairs.retain.samples_seen,
             **diagnostics.geometry(self.arena, cfg.scope, r, f, update),
         }
-        whole = update.retain + update.forget
         deep = t % cfg.diag_every == 0
         if deep:
-            row |= self._diagnose(rows_r, update)
+            row |= self._diagnose(rows_r, update, retain["loss"])
         if cfg.loss == "e2_then_e1" and forget["conf_f"] < SWITCH_CONFIDENCE:
             self.memory["switched"] = True
+        whole = update.retain.add_(update.forget)  # in place: nothing below needs the parts
         with torch.no_grad():
             add(self.params, self.arena.split(whole))
             if cfg.train_scales:
@@ -290,8 +290,9 @@ class _Run:
         loss = entropy_loss(logits, kind="e1" if self.memory["switched"] else "e2", mask=mask, weight=weight)
         return loss, {"entropy": entropy, "conf_f": float(p_y.mean())}
 
-    def _diagnose(self, rows_r: NDArray[np.int64], update: Update) -> dict[str, Any]:
-        ctx, task = self.ctx, self.ctx.task
+    def _diagnose(self, rows_r: NDArray[np.int64], update: Update, before: float) -> dict[str, Any]:
+        """``before`` is the loss of the retain pass, which with frozen BatchNorm is the loss before the update."""
+        ctx, cfg, task = self.ctx, self.cfg, self.ctx.task
         ctx.model.eval()
         device = device_of(ctx.model)
         batch = to_device(task.batch(ctx.data.retain, rows_r), device)
@@ -299,8 +300,9 @@ class _Run:
         def loss() -> float:
             return float(task.loss(task.logits(ctx.model, batch), batch))
 
-        with torch.no_grad():
-            before = loss()
+        if cfg.bn != "frozen":
+            with torch.no_grad():
+                before = loss()
         out: dict[str, Any] = diagnostics.actual_changes(loss, self.arena, update, before)
         half = len(rows_r) // 2
         if half:

@@ -6,7 +6,7 @@ scope, current retain gradient first, so that the result is orthogonal to it wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,31 @@ from torch import Tensor
 from qunlearn_kernels.arena import GradientArena
 from qunlearn_kernels.projection import Basis, dots, project, project_k
 
+PIECE = 1 << 16
+"""Values that the inner products convert to float64 at a time on a CPU."""
+
+
+def gram(vectors: Sequence[Tensor]) -> list[list[float]]:
+    """All inner products of flat vectors of one length, accumulated in float64, in one pass over memory."""
+    n = vectors[0].numel()
+    step = max(1, min(PIECE, n) if vectors[0].device.type == "cpu" else n)
+    distinct = {(v.data_ptr(), v.stride()): v.detach() for v in vectors}
+    place = {key: i for i, key in enumerate(distinct)}
+    work = torch.empty(len(distinct), step, dtype=torch.float64, device=vectors[0].device)
+    total = work.new_zeros(len(distinct), len(distinct))
+    for start in range(0, n, step):
+        piece = work[:, : min(step, n - start)]
+        for row, v in zip(piece, distinct.values(), strict=True):
+            row.copy_(v[start : start + step])
+        total += piece @ piece.T
+    numbers = total.tolist()
+    index = [place[v.data_ptr(), v.stride()] for v in vectors]
+    return [[numbers[i][j] for j in index] for i in index]
+
 
 def dot(a: Tensor, b: Tensor) -> float:
-    """<a, b> of two flat vectors, accumulated in float64."""
-    return float(torch.dot(a.flatten().double(), b.flatten().double()))
+    """<a, b> of two tensors with as many values, accumulated in float64."""
+    return gram([a.flatten(), b.flatten()])[0][1]
 
 
 @torch.no_grad()

@@ -12,25 +12,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qunlearn import models
-from qunlearn.quant import QuantModel, QuantSpec, prepare
+from qunlearn.quant import QuantModel, QuantSpec, Recipe, prepare
+from qunlearn.quant.calibrate import calibrate
 from qunlearn.quant.fake import NO_CLIP, FakeQuantize, _ends
-from qunlearn.quant.model import WEIGHTED, clamp_scales
+from qunlearn.quant.model import WEIGHTED, clamp_scales, scale_parameter_names
 
 RELU = (0.0, math.inf)
 RELU6 = (0.0, 6.0)
 
 
 class SlowFakeQuantize(torch.autograd.Function):
-    """q = clamp(rint(x / s), lo, hi), y = q s; straight through for x, LSQ for s."""
+    """q = clamp(rint(x / s), lo, hi), y = q s; straight through for x, LSQ for s.
+
+    Results have the strides of ``x``: what follows must add its sums in the same order as after the fast form.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, lo: int, hi: int, grad_scale: float) -> Tensor:
-        v = x / scale
+        v = torch.empty_like(x).copy_(x / scale)
         q = v.round().clamp_(lo, hi)
         ctx.save_for_backward(v, q)
         ctx.bounds = (lo, hi, grad_scale)
         ctx.scale_shape = scale.shape
-        return q * scale
+        return torch.empty_like(x).copy_(q * scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -38,7 +42,7 @@ class SlowFakeQuantize(torch.autograd.Function):
         v, q = ctx.saved_tensors
         lo, hi, grad_scale = ctx.bounds
         inside = (v >= lo) & (v <= hi)
-        grad_x = g * inside if ctx.needs_input_grad[0] else None
+        grad_x = torch.empty_like(v).copy_(g * inside) if ctx.needs_input_grad[0] else None
         grad_s = None
         if ctx.needs_input_grad[1]:
             d = g * torch.where(inside, q - v, q)
@@ -193,9 +197,25 @@ def test_the_second_derivative_against_finite_differences(shape: tuple[int, ...]
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+def _settled(model: QuantModel, x: Tensor) -> QuantModel:
+    """Running statistics and grids that fit the data: in a fresh network every value would be cut."""
+    model.set_enabled(False)
+    model.train()
+    with torch.no_grad():
+        for _ in range(40):
+            model(x)
+    calibrate(model, [x])
+    return model
+
+
 def _steps(model: QuantModel, x: Tensor, y: Tensor, count: int) -> None:
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    scales = scale_parameter_names(model)
+    grid = [p for n, p in model.named_parameters() if n in scales]
+    rest = [p for n, p in model.named_parameters() if n not in scales]
+    recipe = Recipe()
+    groups = [{"params": rest}, {"params": grid, "lr": 0.02 * recipe.scale_lr}]
+    optimizer = torch.optim.SGD(groups, lr=0.02, momentum=recipe.momentum, nesterov=True)
     for _ in range(count):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
@@ -216,7 +236,7 @@ def test_codes_after_training_steps_are_those_of_the_slow_form(
         with monkeypatch.context() as patch:
             if not fast:
                 patch.setattr(FakeQuantize, "quantize", lambda self, t, *, clip=NO_CLIP: slow(self, t, clip=clip))
-            _steps(model, x, y, 4)
+            _steps(_settled(model, x), x, y, 4)
         networks.append(model)
     total = differ = 0
     for step in networks[0].steps:
@@ -227,7 +247,9 @@ def test_codes_after_training_steps_are_those_of_the_slow_form(
             assert int((a - b).abs().max()) <= 1
             total += a.numel()
             differ += int((a != b).sum())
-    assert differ <= total / 2000, "more than rounding ties"
+    assert differ <= total / 1000, "more than rounding ties"
+    for (name_a, a), b in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5), name_a
 
 
 def _weight(module: nn.Module) -> Tensor:
