@@ -49,8 +49,8 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
 """Log-uniform: two decades of lr around each method's default. OEU's are narrower, and its other settings fixed, after
 exploring it on the tuning network; the other methods were not explored beforehand. The budget counts draws only."""
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {"oeu": {"batch_size": ("32", "64")}}
-COMMON = {"stop_rule": "true", "probe": "150", "eval_every": "3"}
-OEU_FIXED = {"loss": "e1", "clip": "2.5", "max_steps": "72", "diag_every": "1000"}
+COMMON = {"stop_rule": "true", "probe": "150", "eval_every": "6"}
+OEU_FIXED = {"loss": "e1", "clip": "2.5", "max_steps": "90", "diag_every": "1000"}
 COST_SHARE = 0.2
 _FIXED: dict[tuple[int, str, bool], dict[str, Any]] = {}
 SETS = ("forget_accuracy", "retain_accuracy", "heldout_accuracy", "test_accuracy", "mia")
