@@ -1,7 +1,8 @@
-"""Fill the generated tables of the documentation from the registries: ``python docs/generate.py [--check]``.
+"""Fill the generated tables of the documentation: ``python docs/generate.py [--check]``.
 
-A table stands between ``<!-- generated:NAME:begin -->`` and ``<!-- generated:NAME:end -->`` in README.md,
-CONTRIBUTING.md or a page under docs/. ``--check`` writes nothing and exits with 1 when a page is out of date.
+They come from the registries and from benchmarks/results. A table stands between ``<!-- generated:NAME:begin -->`` and
+``<!-- generated:NAME:end -->`` in README.md, CONTRIBUTING.md or a page under docs/. ``--check`` writes nothing and exits
+with 1 when a page is out of date.
 """
 
 from __future__ import annotations
@@ -132,6 +133,10 @@ def _commands() -> str:
     return table(("command", "what it does"), [[code(f"qunlearn {n}"), cell(text)] for n, text in COMMANDS.items()])
 
 
+def _result(name: str) -> str:
+    return (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "methods": _methods,
     "audits": _audits,
@@ -142,6 +147,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "recipes": _recipes,
     "models": _models,
     "commands": _commands,
+    "result-demo": partial(_result, "demo"),
+    "result-verdicts": partial(_result, "verdicts"),
     **{f"method-{name}": partial(_method, name) for name in METHODS},
     **{f"audit-{name}": partial(_audit, name) for name in AUDITS},
 }
