@@ -9,7 +9,8 @@ under the same settings. The middle of the target band is the accuracy on that s
 without it. All forget samples are evaluated every few steps; an evaluation within two points of the middle is
 *matched*, and for it the accuracy on the whole retain set is taken. Compared are the best matched evaluations: all
 settings of one scope against all settings of another. The settings were fixed after pilot
-runs at others, on these seeds and on seed 100, so that runs reach the window; they are tuned for no scope.
+runs on these seeds and on seed 100, so that runs reach the window, and are tuned for no scope; ``e2-slow`` was added
+when ``e2`` had left cases without a match.
 
 Results, written after every run and resumed from there: ``oeu_matched.json`` and ``oeu_matched.md``.
 """
