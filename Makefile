@@ -28,7 +28,9 @@ test-slow: install
 bench: install
 	$(BIN)/python benchmarks/bench_projection.py
 	$(BIN)/python benchmarks/bench_first_order.py
+	$(BIN)/python benchmarks/bench_interference.py
 	$(BIN)/python benchmarks/bench_demo.py
+	$(BIN)/python benchmarks/bench_oeu_matched.py
 
 lint: install
 	$(BIN)/ruff check .
