@@ -28,6 +28,7 @@ test-slow: install
 bench: install
 	$(BIN)/python benchmarks/bench_projection.py
 	$(BIN)/python benchmarks/bench_first_order.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_demo.py
 
 lint: install
