@@ -54,6 +54,19 @@ def test_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert json.loads((tmp_path / "oeu" / "config.json").read_text())["model"] == "own_data:network"
 
 
+def test_projection_only_needs_the_kernel_package_alone() -> None:
+    blocked = BARE.replace('"torch", ', "").replace('"qunlearn_kernels"', '"qunlearn_export.graph"')
+    command = [sys.executable, "-c", blocked, str(EXAMPLES / "projection_only.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    trained, *_, unlearned = (
+        dict(p.rsplit(" ", 1) for p in line.split(": ")[1].split(", ")) for line in done.stdout.splitlines()
+    )
+    assert float(trained["forget"][:-1]) > 90
+    assert float(unlearned["forget"][:-1]) < 50
+    assert float(unlearned["retain"][:-1]) > 90
+
+
 def test_classify_on_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, file, samples = tmp_path / "base", tmp_path / "model.onnx", tmp_path / "samples.npz"
     recipe = ["--data", "digits", "--model", "resnet8@8", "--epochs", "4"]

@@ -171,6 +171,7 @@ def test_wheel_carries_its_data(tmp_path: Path) -> None:
         "qunlearn/cli/assets/base/card.json",
         "qunlearn_export/runtime.py",
         "qunlearn_kernels/projection.py",
+        "qunlearn_kernels/csrc/projection.cu",
     }
     assert wanted <= names, wanted - names
     assert not [n for n in names if n.startswith("tests/")]

@@ -133,9 +133,11 @@ def classify(data: bytes) -> FileKind:
                 words = {k: [_text(v) for n, v in fields if n == k] for k in (1, 2, 4)}
                 nodes.append((words[4][0] if words[4] else "", words[1]))
                 made.update(dict.fromkeys(words[2], nodes[-1]))
+                if nodes[-1][0] == "Constant":
+                    types.update(dict.fromkeys(words[2], _constant_type(fields)))
             else:
                 name = next((_text(v) for n, v in fields if n == 8), "")
-                types[name] = next((v for n, v in fields if n == 2 and isinstance(v, int)), 0)
+                types[name] = _tensor_type(fields)
     ops = {op for op, _ in nodes}
     if ops & set(_QOPS):
         unsigned = any(op in _QOPS and len(i) > 2 and types.get(i[2]) == _UINT8 for op, i in nodes)
@@ -143,6 +145,16 @@ def classify(data: bytes) -> FileKind:
     else:
         form = "qdq" if "DequantizeLinear" in ops else "float"
     return FileKind(form=form, weight_only=any(op == "MatMul" and _weight_only(i, made) for op, i in nodes))
+
+
+def _tensor_type(tensor: Sequence[tuple[int, memoryview | int]]) -> int:
+    return next((v for n, v in tensor if n == 2 and isinstance(v, int)), 0)
+
+
+def _constant_type(node: Sequence[tuple[int, memoryview | int]]) -> int:
+    attributes = [_fields(v) for n, v in node if n == 5 and not isinstance(v, int)]
+    tensors = [v for a in attributes for n, v in a if n == 5 and not isinstance(v, int)]
+    return _tensor_type(_fields(tensors[0])) if tensors else 0
 
 
 def _weight_only(inputs: list[str], made: Mapping[str, tuple[str, list[str]]]) -> bool:
@@ -186,8 +198,8 @@ def make_session(
         raise ConfigError(f"optimisation level {level!r} is unknown.", remedy=f"Use one of {', '.join(LEVELS)}.")
     if provider != "CPUExecutionProvider":
         raise UnsupportedError(f"execution provider {provider!r} is not supported.", remedy="Use the CPU provider.")
-    if not 1 <= threads <= 1024:
-        raise ConfigError(f"{threads} threads are not possible.", remedy="Give 1 or more.")
+    if not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise ConfigError(f"{threads!r} threads are not possible.", remedy="Give a whole number from 1 to 1024.")
     data = read_bytes(file)
     kind = classify(data)
     if kind.form == "qop-uint8" and level == "off" and is_x86() and not raw:
@@ -258,7 +270,7 @@ def run_many(
     outputs: Sequence[str] | None = None,
     batch: int = 256,
 ) -> dict[str, NDArray[Any]]:
-    """:func:`run` for several inputs by name, all with the same number of rows."""
+    """:func:`run` for several inputs by name, all with the same number of rows; ConfigError for ``batch`` < 1."""
     for spec in session.get_inputs():
         x = feeds[spec.name]
         if x.ndim != len(spec.shape) or any(
@@ -271,6 +283,8 @@ def run_many(
             raise DataError(f"input is {x.dtype.name}, the model reads {spec.type}.", remedy="Convert it.")
         if x.dtype == np.float32 and not np.isfinite(x).all():
             raise DataError("the input holds NaN or infinity.", remedy="Clean the data.")
+    if not isinstance(batch, int) or batch < 1:
+        raise ConfigError(f"a batch of {batch!r} rows is not possible.", remedy="Give 1 or more.")
     names = list(outputs) if outputs is not None else [o.name for o in session.get_outputs()]
     rows = len(next(iter(feeds.values())))
     parts = []

@@ -29,6 +29,22 @@ class Segment:
     group: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """The units of a scope: ``of`` [blocks] the unit of every block, ``count`` [units] how many blocks each has,
+    ``order`` [blocks] the blocks sorted by unit, or None where they lie so already."""
+
+    of: Tensor
+    count: Tensor
+    order: Tensor | None
+
+    def only(self, chosen: Tensor, blocks: Tensor) -> Units:
+        """The table of some ``blocks`` (indices, ascending): all those of the units that ``chosen`` [units] names."""
+        of = self.of[blocks]
+        order = None if self.order is None else torch.argsort(of, stable=True)
+        return Units(of=of, count=torch.where(chosen, self.count, 0), order=order)
+
+
 class GradientArena:
     """Rows [N_pad] float32, one per role, over the parameters that were given.
 
@@ -71,9 +87,12 @@ class GradientArena:
         self.blocks = offset // ALIGN
         self.device = self.params[0].device
         self.roles = tuple(roles)
-        self._rows = torch.zeros(len(roles), self.size, device=self.device)
-        self._views = {role: self.split(row) for role, row in zip(self.roles, self._rows, strict=True)}
+        buffer = torch.zeros(len(roles), self.size, device=self.device)
+        self._rows: dict[str, Tensor] = dict(zip(self.roles, buffer, strict=True))
+        self._views = {role: self.split(row) for role, row in self._rows.items()}
         self.bound: str | None = None
+        self.plans: dict[str, object] = {}
+        """Tables that a device backend made for this arena, by scope."""
         self.group_names = list(dict.fromkeys(s.group for s in self.segments))
         blocks = [-(-s.numel // ALIGN) for s in self.segments]
         count = torch.tensor(blocks, device=self.device)
@@ -82,6 +101,7 @@ class GradientArena:
         self.block_count = count
         position = {g: i for i, g in enumerate(self.group_names)}
         self.segment_group = torch.tensor([position[s.group] for s in self.segments], device=self.device)
+        self._units: dict[str, Units] = {}
 
     @property
     def names(self) -> list[str]:
@@ -90,14 +110,28 @@ class GradientArena:
 
     def row(self, role: str) -> Tensor:
         """The whole row [N_pad] of a role; writing to it changes the gradients it holds."""
-        if role not in self.roles:
+        if role not in self._rows:
             raise ConfigError(f"the arena has no row {role!r}.", remedy=f"Its rows are {', '.join(self.roles)}.")
-        return self._rows[self.roles.index(role)]
+        return self._rows[role]
 
     def views(self, role: str) -> list[Tensor]:
         """The row cut into parameter-shaped views, in arena order."""
         self.row(role)
         return list(self._views[role])
+
+    def units(self, scope: str) -> Units:
+        """Which blocks belong together under scope ``tensor`` or ``layer``; under any other, all of them."""
+        if scope not in self._units:
+            of = self.block_segment
+            count, order = self.block_count, None
+            if scope == "layer":
+                of = self.segment_group[of]
+                count = torch.bincount(of, minlength=len(self.group_names))
+                order = None if bool((of.diff() >= 0).all()) else torch.argsort(of, stable=True)
+            elif scope != "tensor":
+                of, count = torch.zeros_like(of), torch.tensor([self.blocks], device=self.device)
+            self._units[scope] = Units(of=of, count=count, order=order)
+        return self._units[scope]
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Parameter-shaped views of any vector laid out like a row."""

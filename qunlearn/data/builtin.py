@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import lzma
 import os
@@ -61,15 +62,20 @@ def digits(data_dir: Path | None, seed: int) -> Dataset:
 
 def cifar10(data_dir: Path | None, seed: int) -> Dataset:
     """The JPEG copy of CIFAR-10, decoded once into the cache. Its own test set; heldout is a fixed tenth of train."""
-    cache = cache_folder() / "cifar10_jpeg.npz"
-    if not cache.is_file():
-        tar = data_dir / CIFAR_TAR if data_dir is not None else None
-        if tar is None or not tar.is_file():
+    tar = data_dir / CIFAR_TAR if data_dir is not None else None
+    if tar is not None and tar.is_file():
+        cache = cache_folder() / f"cifar10_jpeg-{hashlib.sha256(tar.read_bytes()).hexdigest()[:16]}.npz"
+        if not cache.is_file():
+            _decode_cifar(tar, cache)
+    else:
+        decoded = sorted(cache_folder().glob("cifar10_jpeg-*.npz"))
+        if len(decoded) != 1:
+            what = "is decoded from different archives" if decoded else "was not found"
             raise DataError(
-                f"{CIFAR_TAR} was not found{f' in {data_dir}' if data_dir else ''}.",
+                f"{CIFAR_TAR} {what}{f' in {data_dir}' if data_dir else ''}.",
                 remedy="Give its folder by --data-dir or QUNLEARN_DATA.",
             )
-        _decode_cifar(tar, cache)
+        cache = decoded[0]
     try:
         arrays = read_npz(cache)
         names = tuple(str(n) for n in arrays.pop("names"))

@@ -214,12 +214,18 @@ def clamp_scales(model: nn.Module) -> None:
 
 
 def layer_of(model: QuantModel) -> dict[str, str]:
-    """Parameter name to layer name: weight, bias, BatchNorm and scales of one step belong together."""
-    owner: dict[str, str] = {"input_quant": INPUT}
+    """Parameter name to layer name: weight, bias, BatchNorm and scales of one step belong together.
+
+    What has no weights (pooling, an addition) belongs to the layer before it and the input to the first one, so that
+    no layer consists of one activation scale alone.
+    """
+    layer = next((step.name for step in model.steps if step.kind in WEIGHTED), INPUT)
+    owner: dict[str, str] = {"input_quant": layer}
     for step in model.steps:
+        layer = step.name if step.kind in WEIGHTED else layer
         for module in (step.module, step.bn, step.act):
             if module is not None:
-                owner[module] = step.name
+                owner[module] = layer
     prefixes = sorted(owner, key=len, reverse=True)
     out: dict[str, str] = {}
     for name, _ in model.named_parameters():

@@ -64,9 +64,15 @@ def actual_changes(loss: Callable[[], float], arena: GradientArena, u: Update, b
 
 
 def half_batches(
-    task: Task, model: nn.Module, parameters: Sequence[nn.Parameter], halves: Sequence[Batch]
+    task: Task, model: nn.Module, parameters: Sequence[nn.Parameter], halves: Sequence[Batch], total: int
 ) -> tuple[float, float]:
-    """(<r1, r2>, |r|^2) of the gradients on two halves of a retain batch, r = (r1 + r2) / 2."""
+    """(estimate of |mu|^2, |r|^2) from two halves of a retain batch; mu is the gradient over all ``total`` samples.
+
+    With r1, r2 the gradients of the halves and r = (r1 + r2) / 2, <r1, r2> estimates |mu|^2 if samples are drawn with
+    replacement. A pass draws b of N without: then E<r1, r2> = |mu|^2 - S/N and E|r|^2 = |mu|^2 + S (1/b - 1/N), where
+    S is the trace of the samples' covariance. So <r1, r2> + (b/N) (|r|^2 - <r1, r2>) is free of bias, and equals
+    |mu|^2 if the batch is the whole set. The ratio of both sums takes noise to have no part along mu.
+    """
     grads = []
     for half in halves:
         loss = task.loss(task.logits(model, half), half)
@@ -78,7 +84,7 @@ def half_batches(
         inner += dot(a, b)
         mean = (a + b) / 2
         square += dot(mean, mean)
-    return inner, square
+    return inner + sum(len(h) for h in halves) / total * (square - inner), square
 
 
 @torch.no_grad()

@@ -309,7 +309,8 @@ class _Run:
             pieces = (rows_r[:half], rows_r[half : 2 * half])
             halves = [to_device(task.batch(ctx.data.retain, p), device) for p in pieces]
             ctx.count(2 * half)
-            window = [*self.memory["noise"], diagnostics.half_batches(task, ctx.model, self.params, halves)]
+            estimate = diagnostics.half_batches(task, ctx.model, self.params, halves, len(ctx.data.retain))
+            window = [*self.memory["noise"], estimate]
             self.memory["noise"] = [list(pair) for pair in window[-diagnostics.WINDOW :]]
             square = sum(b for _, b in self.memory["noise"])
             out["rho2"] = sum(a for a, _ in self.memory["noise"]) / square if square > 0 else 0.0

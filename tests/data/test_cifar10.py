@@ -63,6 +63,15 @@ def test_decoded_once(
     assert capsys.readouterr().err == ""
 
 
+def test_another_archive_is_decoded_anew(tmp_path: Path) -> None:
+    one = load("cifar10", data_dir=tar(tmp_path / "one", members()).parent)
+    two = load("cifar10", data_dir=tar(tmp_path / "two", members(3, 2)).parent)
+    assert one.digest() != two.digest()
+    assert load("cifar10", data_dir=tmp_path / "one").digest() == one.digest()
+    with pytest.raises(DataError, match="decoded from different archives"):
+        load("cifar10")
+
+
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tar\.xz was not found\. Give its folder by --data-dir or QUNLEARN_DATA"):
         load("cifar10")
@@ -102,12 +111,12 @@ def test_damaged_tar(tmp_path: Path, keep: int) -> None:
 @pytest.mark.parametrize("names", [True, False])
 def test_damaged_cache(tmp_path: Path, names: bool) -> None:
     (tmp_path / "cache").mkdir()
-    cache = tmp_path / "cache" / "cifar10_jpeg.npz"
+    cache = tmp_path / "cache" / "cifar10_jpeg-0123456789abcdef.npz"
     if names:
         cache.write_bytes(b"nothing")
     else:
         np.savez(cache, x=np.zeros(3))
-    with pytest.raises(DataError, match=r"cifar10_jpeg\.npz is damaged.*Delete it and run again"):
+    with pytest.raises(DataError, match=r"cifar10_jpeg-0123456789abcdef\.npz is damaged.*Delete it and run again"):
         load("cifar10")
 
 

@@ -124,6 +124,27 @@ def test_uint8_operator_file(x86: None) -> None:
         runtime.make_session(data, level="off")
 
 
+def test_uint8_zero_point_may_be_a_constant_node(x86: None) -> None:
+    model = onnx.load_model_from_string(operator_file(TensorProto.UINT8))
+    zero = next(t for t in model.graph.initializer if t.name == "z")
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["z"], value=zero))
+    model.graph.initializer.remove(zero)
+    data = bytes(model.SerializeToString())
+    assert runtime.classify(data).form == "qop-uint8"
+    with pytest.raises(UnsupportedError, match="not valid at level off"):
+        runtime.make_session(data, level="off")
+
+
+@pytest.mark.parametrize("value", [0, "2"])
+def test_senseless_numbers_are_refused(nets: Any, value: Any) -> None:
+    data = serialize(nets.tiny())
+    with pytest.raises(ConfigError, match=f"{value!r} threads are not possible"):
+        runtime.make_session(data, threads=value)
+    session, x = runtime.make_session(data), np.zeros((1, 2, 8, 8), np.float32)
+    with pytest.raises(ConfigError, match=f"a batch of {value!r} rows is not possible"):
+        runtime.run(session, x, batch=value)
+
+
 def test_qdq_file_gets_the_precision_entry(nets: Any, monkeypatch: pytest.MonkeyPatch, x86: None) -> None:
     data = serialize(nets.tiny())
     assert runtime.file_kind(data) == "int8-qdq/1"

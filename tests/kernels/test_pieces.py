@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qunlearn.errors import InvariantError
+from qunlearn_kernels import torch_backend
 from qunlearn_kernels.arena import GradientArena
 from qunlearn_kernels.projection import Basis, ProjectionStats, project, project_k, step
 
@@ -147,3 +148,162 @@ def test_a_step_leaves_frozen_parameters() -> None:
     step(arena, lr=1.0, lam=0.5)
     assert torch.equal(b, torch.ones(2))
     assert not torch.equal(a, torch.ones(3))
+
+
+def worst_cosine(arena: GradientArena, scope: str) -> float:
+    """The largest |cos| of any unit, in float64."""
+    units: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for s, f, r in zip(arena.segments, arena.views("forget"), arena.views("retain"), strict=True):
+        key = {"global": "", "layer": s.group, "tensor": s.name}[scope]
+        units.setdefault(key, []).append((f.double().flatten(), r.double().flatten()))
+    out = [0.0]
+    for pairs in units.values():
+        f, r = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
+        if f.any() and r.any():
+            out.append(abs(float(torch.dot(f, r) / (f.norm() * r.norm()))))
+    return max(out)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("slope", [0.1, 0.3, 0.49, 0.51, 2.0, 1e3])
+def test_orthogonal_where_roundings_add_up(scope: str, slope: float) -> None:
+    """Equal entries are the worst case for a float32 sum: every addition of a block rounds to the same side."""
+    sizes = (262_144, 9, 70_001)
+    arena = GradientArena([(f"l{i // 2}.w{i}", nn.Parameter(torch.zeros(n))) for i, n in enumerate(sizes)])
+    generator = torch.Generator().manual_seed(0)
+    for value in (0.1, 0.3, 1.0, 1.1, 1.35, 1.7, 1.9, 3e-5):
+        for f, r in zip(arena.views("forget"), arena.views("retain"), strict=True):
+            r.fill_(value)
+            f.copy_(value * (slope + torch.randn(f.shape, generator=generator)))
+        stats = project(arena, scope=scope)
+        assert worst_cosine(arena, scope) <= 1e-6
+        assert abs(stats.cos_after) <= 1e-6
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_autocast_and_matrix_precision_change_nothing_that_matters(arena: GradientArena, scope: str) -> None:
+    fill(arena, 0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stats = project(arena, scope=scope)
+    assert worst_cosine(arena, scope) <= 1e-6
+    assert stats.norm_fperp == pytest.approx(float(arena.row("forget").double().norm()), rel=1e-6)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        fill(arena, 0.3)
+        project(arena, scope=scope)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert worst_cosine(arena, scope) <= 1e-6
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("count", [1, 2000])
+def test_one_tensor_and_two_thousand(scope: str, count: int) -> None:
+    """Lengths 0 to 6 and layers whose tensors lie apart: every unit is orthogonal, and what r does not touch stays."""
+    names = [f"w{i}" for i in range(count)]
+    params = [(n, nn.Parameter(torch.zeros(37 if count == 1 else i % 7))) for i, n in enumerate(names)]
+    arena = GradientArena(params, groups={n: f"g{i % 11}" for i, n in enumerate(names)})
+    fill(arena, 0.7)
+    arena.views("retain")[-1].zero_()
+    before = arena.views("forget")[-1].clone()
+    assert project(arena, scope=scope).segments == {"global": 1, "layer": min(count, 11), "tensor": count}[scope]
+    assert worst_cosine(arena, scope) <= 1e-6
+    assert torch.equal(arena.views("forget")[-1], before)
+
+
+def test_layers_apart_equal_layers_in_a_row() -> None:
+    generator = torch.Generator().manual_seed(3)
+    tensors = {n: torch.randn(2, k, generator=generator) for n, k in (("a", 700), ("b", 3), ("c", 300), ("d", 900))}
+    groups = {"a": "x", "b": "y", "c": "x", "d": "y"}
+    found = []
+    for order in ("abcd", "acbd"):
+        arena = GradientArena([(n, nn.Parameter(torch.zeros(tensors[n].shape[1]))) for n in order], groups=groups)
+        for role, i in (("forget", 0), ("retain", 1)):
+            for n, view in zip(order, arena.views(role), strict=True):
+                view.copy_(tensors[n][i] + (3 * tensors[n][1] if n in "ac" and i == 0 else 0))
+        project(arena, scope="layer")
+        assert worst_cosine(arena, "layer") <= 1e-6
+        found.append(dict(zip(order, arena.views("forget"), strict=True)))
+    for n in "abcd":
+        assert torch.allclose(found[0][n], found[1][n], rtol=1e-6, atol=1e-6)
+
+
+def test_only_the_steep_units_are_measured_again(arena: GradientArena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few units are steep, the others are read and written once."""
+    fill(arena)
+    arena.views("forget")[1].add_(arena.views("retain")[1], alpha=9.0)
+    seen = []
+    real = torch_backend.unit_sums
+    monkeypatch.setattr(
+        torch_backend, "unit_sums", lambda t, x, y, **k: (seen.append(x.numel()), real(t, x, y, **k))[1]
+    )
+    project(arena, scope="tensor")
+    assert seen[0] == arena.size
+    assert seen[1:]
+    assert max(seen[1:]) < arena.size / 4
+    assert worst_cosine(arena, "tensor") <= 1e-6
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_tied_parameters_are_projected_once(scope: str) -> None:
+    shared = nn.Parameter(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))
+    arena = GradientArena([("embed", shared), ("head", shared)])
+    for role, power in (("forget", 2), ("retain", 3)):
+        arena.bind(role)
+        x = torch.nn.functional.embedding(torch.arange(9), shared)
+        (x @ shared.T).pow(power).mean().backward()
+        arena.collect()
+    f, r = arena.views("forget")[0].double(), arena.views("retain")[0].double()
+    want = f - (f * r).sum() / (r * r).sum() * r
+    project(arena, scope=scope)
+    assert float((arena.views("forget")[0].double() - want).norm() / f.norm()) <= 1e-6
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_frozen_layer_takes_no_part(scope: str) -> None:
+    """Frozen between two steps: its rows are zero, whatever the last step left there, and it does not move."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+    arena = GradientArena(model.named_parameters())
+    x = torch.randn(20, 7)
+    for frozen in (False, True):
+        model[0].requires_grad_(not frozen)
+        before = model[0].weight.clone()
+        for role, power in (("forget", 2), ("retain", 3)):
+            arena.bind(role)
+            model(x).pow(power).mean().backward()
+            arena.collect()
+        project(arena, scope=scope)
+        step(arena, lr=0.1, lam=1.0)
+        assert torch.equal(before, model[0].weight) is frozen
+        assert worst_cosine(arena, scope) <= 1e-6
+    assert not arena.views("forget")[0].any()
+
+
+def test_an_optimizers_update_can_be_projected() -> None:
+    """Adam's update of the forget loss is a vector like any other."""
+    torch.manual_seed(0)
+    model = nn.Linear(30, 4)
+    arena = GradientArena(model.named_parameters())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    x = torch.randn(20, 30)
+    arena.bind("retain")
+    model(x).pow(2).mean().backward()
+    arena.collect()
+    old = arena.flatten([p.detach() for p in arena.params])
+    arena.bind("forget")
+    model(x).exp().mean().backward()
+    optimizer.step()
+    update = arena.flatten([p.detach() for p in arena.params]) - old
+    assert project(arena, forget=update).cos_before != 0.0
+    r = arena.row("retain").double()
+    assert abs(float(torch.dot(update.double(), r) / (update.double().norm() * r.norm()))) <= 1e-6
+
+
+def test_a_step_equals_its_formula(arena: GradientArena) -> None:
+    fill(arena)
+    want = [p - 0.1 * (r + 2 * f) for p, f, r in zip(arena.params, *map(arena.views, arena.roles), strict=True)]
+    step(arena, lr=0.1, lam=2.0)
+    for p, w in zip(arena.params, want, strict=True):
+        assert torch.allclose(p, w, rtol=1e-6, atol=1e-7)

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qunlearn.errors import ConfigError, DivergedError, InvariantError, NotYetError
+from qunlearn.errors import ConfigError, DivergedError, InvariantError
 from qunlearn_kernels.arena import GradientArena
-from qunlearn_kernels.projection import Basis, choose_backend, dots, project, project_k, step
+from qunlearn_kernels.projection import Basis, dots, project, project_k, step
 
 SIZES = st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 33, 64, 100, 1025]), min_size=1, max_size=9)
 
@@ -182,16 +182,6 @@ def test_vectors_of_another_layout_are_refused() -> None:
         project(arena, forget="elsewhere")
 
 
-def test_backends_by_name() -> None:
-    cpu = torch.device("cpu")
-    assert choose_backend("auto", cpu) == choose_backend("torch", cpu) == "torch"
-    for name in ("triton", "cuda"):
-        with pytest.raises(NotYetError):
-            choose_backend(name, cpu)
-    with pytest.raises(ConfigError):
-        choose_backend("numpy", cpu)
-
-
 CHILD = """
 import hashlib, torch
 from torch import nn
@@ -228,12 +218,16 @@ from qunlearn_kernels.projection import project
 rank, port, file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 arena = GradientArena([("a.w", nn.Parameter(torch.zeros(64))), ("b.w", nn.Parameter(torch.zeros(100)))])
-for role, seed in (("forget", 0), ("retain", 1)):
-    generator = torch.Generator().manual_seed(seed)
-    for mine, n in zip(arena.views(role), (128, 200)):
-        mine.copy_(torch.randn(n, generator=generator).chunk(2)[rank])
-project(arena, process_group=torch.distributed.group.WORLD)
-json.dump([v.tolist() for v in arena.views("forget")], open(file, "w"))
+out = []
+for mix, scope in ((0.0, "global"), (0.0, "layer"), (3.0, "global"), (3.0, "tensor")):
+    for role, seed in (("forget", 0), ("retain", 1)):
+        generator = torch.Generator().manual_seed(seed)
+        for mine, n in zip(arena.views(role), (128, 200)):
+            mine.copy_(torch.randn(n, generator=generator).chunk(2)[rank])
+    arena.views("forget")[1].add_(arena.views("retain")[1], alpha=mix)
+    project(arena, scope=scope, process_group=torch.distributed.group.WORLD)
+    out.append([v.tolist() for v in arena.views("forget")])
+json.dump(out, open(file, "w"))
 torch.distributed.destroy_process_group()
 """
 
@@ -254,13 +248,15 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         for process in running:
             process.kill()
     parts = [json.loads(file.read_text()) for file in files]
-    whole = arena_of([128, 200])
-    fill(whole, "forget", 0)
-    fill(whole, "retain", 1)
-    project(whole)
-    for i, view in enumerate(whole.views("forget")):
-        both = torch.tensor([*parts[0][i], *parts[1][i]])
-        assert torch.allclose(both, view, rtol=1e-6, atol=1e-6)
+    whole = GradientArena([("a.w", nn.Parameter(torch.zeros(128))), ("b.w", nn.Parameter(torch.zeros(200)))])
+    for case, (mix, scope) in enumerate(((0.0, "global"), (0.0, "layer"), (3.0, "global"), (3.0, "tensor"))):
+        fill(whole, "forget", 0)
+        fill(whole, "retain", 1)
+        whole.views("forget")[1].add_(whole.views("retain")[1], alpha=mix)
+        project(whole, scope=scope)
+        for i, view in enumerate(whole.views("forget")):
+            both = torch.tensor([*parts[0][case][i], *parts[1][case][i]])
+            assert torch.allclose(both, view, rtol=1e-6, atol=1e-6)
 
 
 def test_dots_by_hand() -> None:

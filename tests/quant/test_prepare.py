@@ -133,7 +133,8 @@ def test_layers_own_their_parameters(tiny: nn.Module) -> None:
     model = quant.prepare(tiny, quant.QuantSpec(), X)
     owner = quant.layer_of(model)
     assert set(owner) == {n for n, _ in model.named_parameters()}
-    assert {owner[n] for n in owner if n.startswith(("conv", "bn"))} == {"conv"}
+    assert {owner[n] for n in owner if n.startswith(("conv", "bn", "input_quant"))} == {"conv"}
+    assert set(owner.values()) == {s.name for s in model.steps if s.kind in ("conv", "linear")}
     scales = quant.scale_parameter_names(model)
     assert all(n.endswith(".scale") for n in scales)
     assert len(scales) == 2 + 3

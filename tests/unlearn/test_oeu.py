@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from qunlearn.data.dataset import Dataset
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
-from qunlearn.errors import InvariantError
+from qunlearn.errors import DivergedError, InvariantError
 from qunlearn.quant import QuantModel, scale_parameter_names, state_digest
 from qunlearn.tasks import Batch, Classification
-from qunlearn.unlearn import ReferenceCard, UnlearnResult
+from qunlearn.unlearn import ReferenceCard, UnlearnResult, diagnostics
 from qunlearn.unlearn.card import GroupValue
 from qunlearn.unlearn.oeu import OEU
 from qunlearn.unlearn.pairing import Pairs
@@ -99,6 +99,71 @@ def test_trace_carries_the_diagnostics(trained: Trained, splits: Splits, task: C
         assert row["norm_fperp"] ** 2 == pytest.approx(row["norm_f"] ** 2 * (1 - row["removed"]), rel=1e-6)
         assert row["dLr_pred"] == pytest.approx(-1e-3 * row["norm_r"] ** 2, rel=1e-4)
     assert result.fields["samples_seen"]["forget"] == result.trace[-1]["seen_forget"]
+
+
+def test_costly_diagnostics_equal_what_can_be_recomputed(
+    trained: Trained, splits: Splits, task: Classification
+) -> None:
+    """One step: losses on the same batch before, after, and after the retain part alone (lam 0); codes; conflicts."""
+    model = trained("cnn")
+    args: dict[str, Any] = {"max_steps": 1, "diag_every": 1, "lr": 1e-2, "scope": "tensor"}
+    result, alone = _run(model, splits, task, **args), _run(model, splits, task, lam=0.0, **args)
+    rows_f, rows_r = Pairs(len(splits.forget), len(splits.retain), 64, 64, seed=0).next()
+    br, bf = task.batch(splits.retain, rows_r), task.batch(splits.forget, rows_f)
+    with torch.no_grad():
+        before, after, only = (float(task.loss(m(br.x), br)) for m in (model, result.model, alone.model))
+    row = result.trace[0]
+    assert row["dLr_actual"] == pytest.approx(after - before, abs=1e-6)
+    assert row["dLr_forget_actual"] == pytest.approx(after - only, abs=1e-6)
+    assert alone.trace[0]["dLr_forget_actual"] == 0
+    scales = set(scale_parameter_names(model))
+    steps = []
+    for step in model.steps:
+        if step.kind in ("conv", "linear"):
+            name = f"{step.module}.weight"
+            moved = result.model.get_parameter(name) - model.get_parameter(name)
+            steps.append((moved.abs() / model.weight_quantizer_of(step).scale).detach().flatten())
+    assert row["lsb_step"] == pytest.approx(float(torch.cat(steps).median()), rel=1e-3)
+    net = copy.deepcopy(model).eval()
+    params = [p for n, p in net.named_parameters() if n not in scales]
+    r = torch.autograd.grad(task.loss(net(br.x), br), params)
+    f = torch.autograd.grad(-net(bf.x).log_softmax(1).mean(), params)
+    assert row["conflicting_segments"] == sum(float((a * b).sum()) < 0 for a, b in zip(r, f, strict=True))
+    assert 0 < row["conflicting_segments"] < len(params)
+
+
+def test_rho2_is_one_for_the_whole_retain_set_and_a_ratio_over_the_last_fifty(
+    trained: Trained, splits: Splits, task: Classification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained("mlp")
+    whole = _run(model, splits, task, retain_batch_size=len(splits.retain), diag_every=1, max_steps=3)
+    assert [row["rho2"] for row in whole.trace] == pytest.approx([1.0] * 3, abs=1e-9)
+    one = _run(model, splits, task, retain_batch_size=64, diag_every=1, max_steps=3)
+    assert all(row["rho2"] < 0.9 for row in one.trace)
+    calls = iter(range(100))
+    monkeypatch.setattr(diagnostics, "half_batches", lambda *_: (float(next(calls)), 2.0))
+    many = _run(model, splits, task, diag_every=1, max_steps=55)
+    assert many.trace[3]["rho2"] == pytest.approx((0 + 1 + 2 + 3) / 8)
+    assert many.trace[-1]["rho2"] == pytest.approx(sum(range(5, 55)) / 100)
+
+
+@pytest.mark.parametrize("broken", ["retain", "forget"])
+def test_a_non_finite_loss_names_the_part_and_the_step(
+    trained: Trained, splits: Splits, task: Classification, broken: str
+) -> None:
+    calls: list[int] = []
+
+    class Breaking(Classification):
+        def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+            out = super().logits(model, batch)
+            if torch.is_grad_enabled():
+                calls.append(1)
+                if len(calls) == {"retain": 5, "forget": 6}[broken]:
+                    return out * float("nan")
+            return out
+
+    with pytest.raises(DivergedError, match=f"step 3: non-finite {broken}"):
+        OEU(stop_rule=False, max_steps=5, diag_every=1000)(trained("mlp"), splits, Breaking(), request_kind="random")
 
 
 def test_t01_e1_does_nothing_on_a_certain_network_and_e2_does(
