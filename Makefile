@@ -26,9 +26,12 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow tests
 
 bench: install
+	$(BIN)/python benchmarks/bench_kernels_compile.py
 	$(BIN)/python benchmarks/bench_projection.py
+	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_first_order.py
 	$(BIN)/python benchmarks/bench_interference.py
+	$(BIN)/python benchmarks/bench_verdicts.py
 	$(BIN)/python benchmarks/bench_demo.py
 	$(BIN)/python benchmarks/bench_oeu_matched.py
 

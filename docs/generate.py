@@ -1,8 +1,8 @@
 """Fill the generated tables of the documentation: ``python docs/generate.py [--check]``.
 
 They come from the registries and from benchmarks/results. A table stands between ``<!-- generated:NAME:begin -->`` and
-``<!-- generated:NAME:end -->`` in README.md, CONTRIBUTING.md or a page under docs/. ``--check`` writes nothing and exits
-with 1 when a page is out of date.
+``<!-- generated:NAME:end -->`` in README.md, CONTRIBUTING.md or a page under docs/. ``--check`` writes nothing and
+exits with 1 when a page is out of date.
 """
 
 from __future__ import annotations
