@@ -31,7 +31,7 @@ METHOD: Mapping[str, str] = {
     "probe": "150",
     "max_steps": "90",
 }
-"""Settings of OEU in the demo, over the method's defaults: what ``benchmarks/bench_demo.py`` chose on its tuning network.
+"""Settings of OEU in the demo, over its defaults: what ``benchmarks/bench_demo.py`` chose on its tuning network.
 
 Negative entropy (E1) leaves the samples that other speakers explain as they are and pushes the uncertain ones, which is
 how a retrained network looks on the forgotten speaker; its gradient starts flat and grows tenfold, hence the clipping.
