@@ -22,16 +22,17 @@ ASSETS = Path(__file__).parent / "assets"
 SOURCE, MODEL, SEED = "kws", "dscnn", 0
 METHOD: Mapping[str, str] = {
     "loss": "e1",
-    "lam": "0.762",
-    "lr": "0.00394",
+    "lam": "0.3",
+    "lr": "0.004",
     "clip": "2.5",
     "batch_size": "32",
-    "retain_batch_size": "32",
+    "retain_batch_size": "64",
     "eval_every": "6",
     "probe": "150",
     "max_steps": "90",
 }
-"""Settings of OEU in the demo, over its defaults: what ``benchmarks/bench_demo.py`` chose on its tuning network.
+"""Settings of OEU in the demo, over its defaults; chosen on the tuning network of ``benchmarks/bench_demo.py``, gentler
+than what that benchmark's score prefers, so that networks stay as sure of kept data as the audit asks.
 
 Negative entropy (E1) leaves the samples that other speakers explain as they are and pushes the uncertain ones, which is
 how a retrained network looks on the forgotten speaker; its gradient starts flat and grows tenfold, hence the clipping.
