@@ -8,6 +8,7 @@ exits with 1 when a page is out of date.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -137,6 +138,22 @@ def _result(name: str) -> str:
     return (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
 
 
+def _step() -> str:
+    rows = []
+    for net in json.loads((ROOT / "benchmarks" / "results" / "step.json").read_text(encoding="utf-8"))["nets"]:
+        r = net["ratios"]
+        shares = [f"{r[k]:.2f}" for k in ("QAT / float", "QAT / float, channels last", "OEU / one pass")]
+        rows.append([code(net["net"]), *shares, f"{100 * r['projection / one pass']:.1f} %"])
+    head = (
+        "network",
+        "QAT step / float step",
+        "/ float step, channels last",
+        "OEU step / one pass",
+        "projection / one pass",
+    )
+    return table(head, rows)
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "methods": _methods,
     "audits": _audits,
@@ -147,6 +164,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "recipes": _recipes,
     "models": _models,
     "commands": _commands,
+    "result-step": _step,
     "result-demo": partial(_result, "demo"),
     "result-verdicts": partial(_result, "verdicts"),
     **{f"method-{name}": partial(_method, name) for name in METHODS},

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from qunlearn_export.errors import InvariantError, MissingDependencyError
 from qunlearn_kernels.tiles import TilePlan
-from qunlearn_kernels.two_launch import Step
+from qunlearn_kernels.two_launch import Step, default_programs
 
 SOURCE = Path(__file__).resolve().parent / "csrc" / "projection.cu"
 FLAGS = ("-std=c++17", "-O3")
 ARCHITECTURES = (80, 87, 90, 100)
 """Compute capabilities that the compile tests cover; a build is for the device at hand, sm_80 or later."""
 
-PER_PROCESSOR = 8
 _P, _I, _L, _F, _D = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _SIGNATURES = {
     "qunlearn_dots": [_P, _P, _P, _P, _P, _I, _I, _P],
@@ -106,20 +105,17 @@ class CudaLauncher:
         self, device: torch.device, *, library: ctypes.CDLL | None = None, programs: int | None = None
     ) -> None:
         self.device = device
-        self.library = build(torch.cuda.get_device_capability(device)) if library is None else library
-        if programs is None:
-            count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
-            programs = max(4, count * PER_PROCESSOR)
-        self.programs = programs
+        self.compiled = build(torch.cuda.get_device_capability(device)) if library is None else library
+        self.programs = default_programs(device) if programs is None else programs
 
     def _call(self, name: str, tiles: TilePlan, *arguments: object) -> None:
         grid = min(self.programs, tiles.tiles)
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
                 stream = torch.cuda.current_stream(self.device).cuda_stream
-                code = getattr(self.library, name)(*arguments, grid, stream)
+                code = getattr(self.compiled, name)(*arguments, grid, stream)
         else:
-            code = getattr(self.library, name)(*arguments, grid, None)
+            code = getattr(self.compiled, name)(*arguments, grid, None)
         if code:
             raise InvariantError(f"{name} could not be launched: CUDA error {code}.", remedy="Report it; use torch.")
 

@@ -25,12 +25,10 @@ from qunlearn_kernels import torch_backend, two_launch
 from qunlearn_kernels.arena import ALIGN, GradientArena
 from qunlearn_kernels.backends import choose_backend, launcher
 from qunlearn_kernels.torch_backend import FF, FR, RPF, RPR, RR
+from qunlearn_kernels.two_launch import DROP, PASSES, TOLERANCE
 
 SCOPES = ("global", "layer", "tensor", "none")
 WHENS = ("always", "conflict")
-TOLERANCE = 5e-7
-PASSES = 4
-DROP = 1e-6
 SHALLOW = 0.25
 
 
@@ -344,18 +342,9 @@ def _known(scope: str, when: str) -> None:
         )
 
 
-def _sums(
-    arena: GradientArena,
-    f: Tensor,
-    r: Tensor,
-    scope: str,
-    metric: Tensor | None,
-    process_group: Any,
-    *,
-    factor: Tensor | None = None,
-) -> Tensor:
-    """The backend's update and sums per unit, added over the processes."""
-    return _shared(torch_backend.sums(arena, f, r, scope, metric=metric, factor=factor), process_group)
+def _sums(arena: GradientArena, f: Tensor, r: Tensor, scope: str, metric: Tensor | None, process_group: Any) -> Tensor:
+    """Torch's sums per unit, added over the processes."""
+    return _shared(torch_backend.sums(arena, f, r, scope, metric=metric), process_group)
 
 
 def _shared(sums: Tensor, process_group: Any) -> Tensor:
@@ -372,7 +361,7 @@ def _row_sums(
     *,
     factor: float | None = None,
 ) -> list[float]:
-    """The same for one unit, as numbers."""
+    """The same for one unit, as numbers; with ``factor`` after ``f -= factor r``."""
     out = torch_backend.row_sums(f, r, metric=metric, factor=factor)
     if process_group is None:
         return out

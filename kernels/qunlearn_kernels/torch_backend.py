@@ -45,27 +45,16 @@ def row_sums(f: Tensor, r: Tensor, *, metric: Tensor | None = None, factor: floa
     return [total[1], total[3], total[0], *more]
 
 
-def sums(
-    arena: GradientArena,
-    f: Tensor,
-    r: Tensor,
-    scope: str,
-    *,
-    metric: Tensor | None = None,
-    factor: Tensor | None = None,
-) -> Tensor:
-    """As :func:`row_sums` for every unit of the scope; ``factor`` holds one float64 per unit. Float64 [units, 5]."""
+def sums(arena: GradientArena, f: Tensor, r: Tensor, scope: str, *, metric: Tensor | None = None) -> Tensor:
+    """The five sums of two rows for every unit of the scope. Float64 [units, 5]."""
     if units(arena, scope) == 1:
-        values = row_sums(f, r, metric=metric, factor=None if factor is None else float(factor))
-        return torch.tensor([values], dtype=torch.float64, device=f.device)
-    return unit_sums(arena.units(scope), f, r, metric=metric, factor=factor)
+        return torch.tensor([row_sums(f, r, metric=metric)], dtype=torch.float64, device=f.device)
+    return unit_sums(arena.units(scope), f, r, metric=metric)
 
 
-def unit_sums(
-    table: Units, f: Tensor, r: Tensor, *, metric: Tensor | None = None, factor: Tensor | None = None
-) -> Tensor:
+def unit_sums(table: Units, f: Tensor, r: Tensor, *, metric: Tensor | None = None) -> Tensor:
     """The same over any blocks [blocks * ALIGN] whose units a table gives. Float64 [units, 5]."""
-    parts = list(_grams(f, r, metric, None if factor is None else _per_block(table, factor)))
+    parts = list(_grams(f, r, metric, None))
     partial = (parts[0] if len(parts) == 1 else torch.cat(parts)).double()
     if table.order is not None:
         partial = partial[table.order]
@@ -134,11 +123,10 @@ def _shares(blocks: int, device: torch.device) -> list[slice]:
     return [slice(0, even), slice(even, blocks)][: 1 + (even < blocks)]
 
 
-def _grams(f: Tensor, r: Tensor, metric: Tensor | None, factor: Tensor | float | None) -> Iterable[Tensor]:
+def _grams(f: Tensor, r: Tensor, metric: Tensor | None, factor: float | None) -> Iterable[Tensor]:
     """Piece by piece: the update, then per block <f, f>, <f, r>, <r, f>, <r, r> and with a metric <r, P f>, <r, P r>.
 
-    Float32 [blocks, 4 or 6]; ``factor`` is a number or one float32 per block [all blocks, 1]. Two rows of one buffer
-    that are only measured are one piece.
+    Float32 [blocks, 4 or 6]. Two rows of one buffer that are only measured are one piece.
     """
     batched = _exact_products(f.device)
     pairs = _pairs(f, r) if batched else None
@@ -148,7 +136,7 @@ def _grams(f: Tensor, r: Tensor, metric: Tensor | None, factor: Tensor | float |
 
 
 def _pieces(
-    f: Tensor, r: Tensor, metric: Tensor | None, factor: Tensor | float | None, batched: bool, pairs: Tensor | None
+    f: Tensor, r: Tensor, metric: Tensor | None, factor: float | None, batched: bool, pairs: Tensor | None
 ) -> Iterator[Tensor]:
     x, y = f.view(-1, ALIGN), r.view(-1, ALIGN)
     piece = PIECE if f.device.type == "cpu" else max(1, len(x))
@@ -156,7 +144,7 @@ def _pieces(
         here = slice(lo, lo + piece)
         a, b = x[here], y[here]
         if factor is not None:
-            move(a, b, factor[here] if isinstance(factor, Tensor) else factor)
+            move(a, b, factor)
         if batched:
             both = torch.stack([a, b], dim=1) if pairs is None else pairs[here]
             gram = torch.bmm(both, both.mT).view(-1, 4)

@@ -18,14 +18,12 @@ from torch import Tensor
 
 from qunlearn_kernels.arena import ALIGN
 from qunlearn_kernels.tiles import CHUNK, TilePlan
-from qunlearn_kernels.two_launch import Step
+from qunlearn_kernels.two_launch import Step, default_programs
 
 BASIS_CHUNK = 512
 WIDTH = 512
 BASIS_WIDTH = 64
 WARPS = 4
-PER_PROCESSOR = 8
-"""Programs that a launch starts for each multiprocessor; each works through several tiles."""
 
 
 def interpreted() -> bool:
@@ -59,10 +57,7 @@ class TritonLauncher:
 
         self.kernels: ModuleType = triton_kernels
         self.device = device
-        if programs is None:
-            count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
-            programs = max(4, count * PER_PROCESSOR)
-        self.programs = programs
+        self.programs = default_programs(device) if programs is None else programs
 
     def _launch(self, name: str, tiles: TilePlan, *arguments: object, **constants: object) -> None:
         """One launch; the interpreter's numpy is not to warn of sums that overflow, which the caller reports."""

@@ -3,7 +3,7 @@
 The second launch also measures what it left, so that one copy of the tile sums to the host gives the statistics and
 tells whether rounding left a cosine above the tolerance; then the second launch is repeated with factors from the
 host. Sums of unit totals that several processes share are all-reduced on the host's side between the two launches.
-The passes and tolerances are those of :func:`qunlearn_kernels.projection.project`.
+Passes and tolerances are shared with :func:`qunlearn_kernels.projection.project`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ from qunlearn_kernels.tiles import TilePlan, plan
 from qunlearn_kernels.torch_backend import FF, FR, RPF, RPR, RR
 
 TOLERANCE = 5e-7
+"""Largest cosine that a pass may leave in a unit."""
+
 PASSES = 4
 DROP = 1e-6
+"""A unit, or a basis row, of which no more than this share is left counts as nothing."""
+
+PER_PROCESSOR = 8
+"""Programs that a launch starts for each multiprocessor; each works through several tiles."""
+
 ROWS = 16
 """Basis rows that one pair of launches takes."""
 
@@ -77,6 +84,12 @@ class Launcher(Protocol):
         """f <- f - Q'(Q f) per unit from ``sums``; <q_j, f> of the result to ``after``."""
 
 
+def default_programs(device: torch.device) -> int:
+    """The grid of a launch on ``device``; results do not depend on it."""
+    count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+    return max(4, count * PER_PROCESSOR)
+
+
 def per_unit(tiles: TilePlan, sums: Tensor) -> Tensor:
     """Tile sums [3 or 5, tiles] on the CPU added up: float64 [units, 5]."""
     out = torch.zeros(tiles.units, 5, dtype=torch.float64)
@@ -86,17 +99,6 @@ def per_unit(tiles: TilePlan, sums: Tensor) -> Tensor:
 def refused(sums: Tensor) -> bool:
     """Whether the second launch moves nothing: a sum is not finite, or a tile's <r, P r> is negative."""
     return not bool(sums.isfinite().all()) or (len(sums) == 5 and bool((sums[RPR] < 0).any()))
-
-
-def sums(
-    launcher: Launcher, arena: GradientArena, f: Tensor, r: Tensor, scope: str, metric: Tensor | None = None
-) -> Tensor:
-    """The five sums of two rows per unit of the scope: float64 [units, 5] on the CPU. One launch."""
-    tiles = plan(arena, scope)
-    out = _buffer(tiles, metric, f.device)
-    if tiles.tiles:
-        launcher.dots(tiles, _aligned(f), _aligned(r), None if metric is None else _aligned(metric), out)
-    return per_unit(tiles, out.cpu())
 
 
 def project(

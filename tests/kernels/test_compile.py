@@ -115,4 +115,4 @@ def test_the_gpu_build_links_and_a_launch_without_a_gpu_is_an_error(tmp_path: Pa
         pytest.skip("a GPU is present")
     arena = GradientArena([torch.nn.Parameter(torch.zeros(3))])
     with pytest.raises(InvariantError, match="qunlearn_dots could not be launched: CUDA error"):
-        two_launch.sums(run, arena, arena.row("forget"), arena.row("retain"), "global")
+        two_launch.project(run, arena, arena.row("forget"), arena.row("retain"), "global")
