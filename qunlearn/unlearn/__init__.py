@@ -9,15 +9,22 @@ from qunlearn.errors import ConfigError
 from qunlearn.hyper import Hyper, hypers
 from qunlearn.registry import Registry
 from qunlearn.tasks import TASKS
+from qunlearn.unlearn.bad_teacher import BadTeacher
 from qunlearn.unlearn.base import SHIPS, Unlearner
+from qunlearn.unlearn.boundary_shrink import BoundaryShrink
 from qunlearn.unlearn.card import GroupValue, ReferenceCard
 from qunlearn.unlearn.context import Context, UnlearnResult
 from qunlearn.unlearn.ft import FT
 from qunlearn.unlearn.ga import GA
+from qunlearn.unlearn.l1_sparse import L1Sparse
 from qunlearn.unlearn.neggrad_plus import GradDiff, NegGradPlus
 from qunlearn.unlearn.oeu import OEU
 from qunlearn.unlearn.probe import group_values
+from qunlearn.unlearn.qmul import QMUL
 from qunlearn.unlearn.rl import RL
+from qunlearn.unlearn.salun import SalUn
+from qunlearn.unlearn.scrub import SCRUB
+from qunlearn.unlearn.ssd import SSD
 
 METHODS: Registry[type[Unlearner]] = Registry("method")
 KNOWN_TASKS = frozenset(TASKS) | {"lm", "text_to_image"}
@@ -53,7 +60,21 @@ def register(cls: type[Unlearner]) -> type[Unlearner]:
     return METHODS.register(cls.name, cls)
 
 
-_ALL: tuple[type[Unlearner], ...] = (FT, GA, GradDiff, NegGradPlus, OEU, RL)
+_ALL: tuple[type[Unlearner], ...] = (
+    BadTeacher,
+    BoundaryShrink,
+    FT,
+    GA,
+    GradDiff,
+    L1Sparse,
+    NegGradPlus,
+    OEU,
+    QMUL,
+    RL,
+    SalUn,
+    SCRUB,
+    SSD,
+)
 for _cls in _ALL:
     register(_cls)
 

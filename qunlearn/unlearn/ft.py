@@ -8,12 +8,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from qunlearn.hyper import hyper
-from qunlearn.unlearn.checkpoint import Part
 from qunlearn.unlearn.context import Context
-from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.pairing import Pass
-from qunlearn.unlearn.probe import device_of, to_device
-from qunlearn.unlearn.sgd import EpochSGD, LossFunction, plain
+from qunlearn.unlearn.sgd import EpochSGD, Plan, mean_loss, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +23,12 @@ class FT(EpochSGD):
 
     bn: str = hyper("train", choices=("frozen", "retain_only", "train"), doc="BatchNorm statistics; as in the source")
 
-    def plan(self, ctx: Context) -> tuple[int, dict[str, Part], LossFunction]:
+    def plan(self, ctx: Context) -> Plan:
         """One retain batch a step."""
         loader = Pass(len(ctx.data.retain), self.batch_size, seed=ctx.seed, purpose="retain")
 
-        def loss(epoch: int) -> tuple[Tensor, dict[str, Any]]:
-            batch = to_device(ctx.task.batch(ctx.data.retain, loader.next()), device_of(ctx.model))
-            ctx.count(len(batch))
-            set_mode(ctx.model, self.bn, "retain")
-            value = ctx.task.loss(ctx.task.logits(ctx.model, batch), batch)
+        def loss(epoch: int, i: int) -> tuple[Tensor, dict[str, Any]]:
+            value = mean_loss(ctx, ctx.data.retain, loader.next(), self.bn, "retain")
             return value, {"L_r": float(value.detach())}
 
-        return loader.count, plain(retain=loader), loss
+        return Plan(lengths=(loader.count,) * self.epochs, loss=loss, parts=plain(retain=loader))

@@ -8,12 +8,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from qunlearn.hyper import hyper
-from qunlearn.unlearn.checkpoint import Part
 from qunlearn.unlearn.context import Context
-from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.pairing import Pass
-from qunlearn.unlearn.probe import device_of, to_device
-from qunlearn.unlearn.sgd import EpochSGD, LossFunction, plain
+from qunlearn.unlearn.sgd import EpochSGD, Plan, mean_loss, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +26,12 @@ class GA(EpochSGD):
         1e-4, low=0, high=10, low_open=True, choices=("auto",), search=(1e-5, 1e-3), log=True, doc="peak learning rate"
     )
 
-    def plan(self, ctx: Context) -> tuple[int, dict[str, Part], LossFunction]:
+    def plan(self, ctx: Context) -> Plan:
         """One forget batch a step."""
         loader = Pass(len(ctx.data.forget), self.batch_size, seed=ctx.seed, purpose="forget")
 
-        def loss(epoch: int) -> tuple[Tensor, dict[str, Any]]:
-            batch = to_device(ctx.task.batch(ctx.data.forget, loader.next()), device_of(ctx.model))
-            ctx.count(len(batch))
-            set_mode(ctx.model, self.bn, "forget")
-            value = ctx.task.loss(ctx.task.logits(ctx.model, batch), batch)
+        def loss(epoch: int, i: int) -> tuple[Tensor, dict[str, Any]]:
+            value = mean_loss(ctx, ctx.data.forget, loader.next(), self.bn, "forget")
             return -value, {"L_f": float(value.detach())}
 
-        return loader.count, plain(forget=loader), loss
+        return Plan(lengths=(loader.count,) * self.epochs, loss=loss, parts=plain(forget=loader))

@@ -9,12 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from qunlearn.hyper import hyper
-from qunlearn.unlearn.checkpoint import Part
 from qunlearn.unlearn.context import Context
-from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.pairing import Pairs
-from qunlearn.unlearn.probe import device_of, to_device
-from qunlearn.unlearn.sgd import EpochSGD, LossFunction, plain
+from qunlearn.unlearn.sgd import EpochSGD, Plan, mean_loss, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,23 +22,18 @@ class Difference(EpochSGD):
     def weights(self) -> tuple[float, float]:
         """(w_r, w_f)."""
 
-    def plan(self, ctx: Context) -> tuple[int, dict[str, Part], LossFunction]:
+    def plan(self, ctx: Context) -> Plan:
         """One retain and one forget batch a step, the shorter loader cycled."""
         w_r, w_f = self.weights()
         pairs = Pairs(len(ctx.data.forget), len(ctx.data.retain), self.batch_size, self.batch_size, seed=ctx.seed)
 
-        def loss(epoch: int) -> tuple[Tensor, dict[str, Any]]:
+        def loss(epoch: int, i: int) -> tuple[Tensor, dict[str, Any]]:
             rows_f, rows_r = pairs.next()
-            values = []
-            for role, samples, rows in (("retain", ctx.data.retain, rows_r), ("forget", ctx.data.forget, rows_f)):
-                batch = to_device(ctx.task.batch(samples, rows), device_of(ctx.model))
-                ctx.count(len(batch))
-                set_mode(ctx.model, self.bn, role)
-                values.append(ctx.task.loss(ctx.task.logits(ctx.model, batch), batch))
-            l_r, l_f = values
+            l_r = mean_loss(ctx, ctx.data.retain, rows_r, self.bn, "retain")
+            l_f = mean_loss(ctx, ctx.data.forget, rows_f, self.bn, "forget")
             return w_r * l_r - w_f * l_f, {"L_r": float(l_r.detach()), "L_f": float(l_f.detach())}
 
-        return pairs.steps_per_epoch, plain(pairs=pairs), loss
+        return Plan(lengths=(pairs.steps_per_epoch,) * self.epochs, loss=loss, parts=plain(pairs=pairs))
 
 
 @dataclass(frozen=True, kw_only=True)

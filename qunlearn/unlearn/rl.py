@@ -1,8 +1,9 @@
-"""Random labels: train the forget samples towards wrong labels while the retain set is repeated."""
+"""Random labels: train the forget samples towards wrong classes while the retain set is repeated."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from qunlearn.hyper import hyper
 from qunlearn.tasks.base import Batch
-from qunlearn.unlearn.checkpoint import Part
 from qunlearn.unlearn.context import Context
-from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.pairing import Pairs, Pass, rng_for
-from qunlearn.unlearn.probe import device_of, to_device
-from qunlearn.unlearn.sgd import EpochSGD, LossFunction, plain
+from qunlearn.unlearn.sgd import EpochSGD, Plan, counted, mean_loss, plain
+
+LabelTable = Callable[[int], NDArray[np.int64]]
+"""``labels(epoch)``: one label int64 for every forget sample, by its position."""
 
 
 def random_labels(
@@ -29,6 +30,20 @@ def random_labels(
         return rng.integers(0, classes, len(y))
     out: NDArray[np.int64] = (y + rng.integers(1, classes, len(y))) % classes
     return out
+
+
+def relabelled(ctx: Context, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> Batch:
+    """The forget samples ``rows`` with ``labels`` (one for every forget sample) in place of their own."""
+    return dataclasses.replace(ctx.task.batch(ctx.data.forget, rows), y=torch.from_numpy(labels[rows]))
+
+
+def union_batch(ctx: Context, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[Batch, int]:
+    """(batch, its number of forget samples) of rows in forget + retain; forget samples first, with ``labels``."""
+    n = len(ctx.data.forget)
+    own, other = rows[rows < n], rows[rows >= n] - n
+    parts = [relabelled(ctx, own, labels)] if len(own) else []
+    parts += [ctx.task.batch(ctx.data.retain, other)] if len(other) else []
+    return Batch(**{k: torch.cat([getattr(p, k) for p in parts]) for k in ("x", "y", "index")}), len(own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,53 +63,43 @@ class RL(EpochSGD):
     fresh: bool = hyper(True, doc="draw new labels every epoch")
     mix: str = hyper("concat", choices=("concat", "paired"), doc="one shuffled loader, or pairs of batches")
 
-    def plan(self, ctx: Context) -> tuple[int, dict[str, Part], LossFunction]:
+    def plan(self, ctx: Context) -> Plan:
         """Batches of the union, or pairs, with labels that depend on the seed and the epoch only."""
-        forget, retain = ctx.data.forget, ctx.data.retain
-        truth = forget.targets()
         ctx.fields["exclude_true"] = self.exclude_true
+        labels = self._labels(ctx)
+        if self.mix == "paired":
+            return self._paired(ctx, labels)
+        loader = Pass(len(ctx.data.forget) + len(ctx.data.retain), self.batch_size, seed=ctx.seed, purpose="union")
+
+        def union(epoch: int, i: int) -> tuple[Tensor, dict[str, Any]]:
+            batch, forget = union_batch(ctx, loader.next(), labels(epoch))
+            batch, logits = counted(ctx, batch, self.bn, "retain")
+            return ctx.task.loss(logits, batch), {"forget_in_batch": forget}
+
+        return Plan(lengths=(loader.count,) * self.epochs, loss=union, parts=plain(union=loader))
+
+    def _paired(self, ctx: Context, labels: LabelTable) -> Plan:
+        pairs = Pairs(len(ctx.data.forget), len(ctx.data.retain), self.batch_size, self.batch_size, seed=ctx.seed)
+
+        def paired(epoch: int, i: int) -> tuple[Tensor, dict[str, Any]]:
+            rows_f, rows_r = pairs.next()
+            l_r = mean_loss(ctx, ctx.data.retain, rows_r, self.bn, "retain")
+            batch, logits = counted(ctx, relabelled(ctx, rows_f, labels(epoch)), self.bn, "forget")
+            l_f = ctx.task.loss(logits, batch)
+            return l_r + l_f, {"L_r": float(l_r.detach()), "L_f": float(l_f.detach())}
+
+        return Plan(lengths=(pairs.steps_per_epoch,) * self.epochs, loss=paired, parts=plain(pairs=pairs))
+
+    def _labels(self, ctx: Context) -> LabelTable:
+        truth, classes = ctx.data.forget.targets(), ctx.data.forget.num_classes
         tables: dict[int, NDArray[np.int64]] = {}
 
         def labels(epoch: int) -> NDArray[np.int64]:
             key = epoch if self.fresh else 0
             if key not in tables:
                 tables.clear()
-                tables[key] = random_labels(
-                    truth, forget.num_classes, rng_for(ctx.seed, f"rl.labels.{key}"), exclude_true=self.exclude_true
-                )
+                rng = rng_for(ctx.seed, f"rl.labels.{key}")
+                tables[key] = random_labels(truth, classes, rng, exclude_true=self.exclude_true)
             return tables[key]
 
-        def forget_batch(rows: NDArray[np.int64], epoch: int) -> Batch:
-            return dataclasses.replace(ctx.task.batch(forget, rows), y=torch.from_numpy(labels(epoch)[rows]))
-
-        def value(batch: Batch, role: str) -> Tensor:
-            batch = to_device(batch, device_of(ctx.model))
-            ctx.count(len(batch))
-            set_mode(ctx.model, self.bn, role)
-            return ctx.task.loss(ctx.task.logits(ctx.model, batch), batch)
-
-        if self.mix == "paired":
-            pairs = Pairs(len(forget), len(retain), self.batch_size, self.batch_size, seed=ctx.seed)
-
-            def paired(epoch: int) -> tuple[Tensor, dict[str, Any]]:
-                rows_f, rows_r = pairs.next()
-                l_r = value(ctx.task.batch(retain, rows_r), "retain")
-                l_f = value(forget_batch(rows_f, epoch), "forget")
-                return l_r + l_f, {"L_r": float(l_r.detach()), "L_f": float(l_f.detach())}
-
-            return pairs.steps_per_epoch, plain(pairs=pairs), paired
-
-        loader = Pass(len(forget) + len(retain), self.batch_size, seed=ctx.seed, purpose="union")
-
-        def union(epoch: int) -> tuple[Tensor, dict[str, Any]]:
-            rows = loader.next()
-            own, other = rows[rows < len(forget)], rows[rows >= len(forget)] - len(forget)
-            parts = []
-            if len(own):
-                parts.append(forget_batch(own, epoch))
-            if len(other):
-                parts.append(ctx.task.batch(retain, other))
-            batch = Batch(**{n: torch.cat([getattr(p, n) for p in parts]) for n in ("x", "y", "index")})
-            return value(batch, "retain"), {"forget_in_batch": len(own)}
-
-        return loader.count, plain(union=loader), union
+        return labels

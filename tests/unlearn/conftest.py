@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from qunlearn.data.dataset import Dataset, Preprocess, Samples
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
 from qunlearn.quant import QuantModel, QuantSpec, Recipe, prepare, train
-from qunlearn.tasks import Classification
+from qunlearn.tasks import Batch, Classification
+from qunlearn.unlearn.context import Context, Data
+from qunlearn.unlearn.sgd import Epochs
 
 
 class TinyCNN(nn.Module):
@@ -105,3 +109,80 @@ def trained(dataset: Dataset) -> Trained:
 def retrained() -> Callable[[Splits, int], QuantModel]:
     """``retrained(splits, seed)``: an MLP, W8A8, that never saw the forget set."""
     return lambda own, seed: fit("mlp", "w8a8", own.retain, seed=seed, epochs=12)
+
+
+class Rows:
+    """Samples whose input is their logit vector, float64."""
+
+    num_classes = 3
+
+    def __init__(self, rows: list[tuple[list[float], int]]) -> None:
+        self.x = torch.tensor([z for z, _ in rows], dtype=torch.float64)
+        self.y = torch.tensor([y for _, y in rows])
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def targets(self, idx: Any = None) -> Any:
+        return self.y.numpy() if idx is None else self.y.numpy()[idx]
+
+
+class RowTask(Classification):
+    """Logits are the input times the model's one weight."""
+
+    def batch(self, samples: Any, index: Any) -> Batch:
+        rows = torch.as_tensor(index)
+        return Batch(x=samples.x[rows], y=samples.y[rows], index=rows)
+
+
+class Same(nn.Module):
+    def __init__(self, w: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.full((1,), w, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.w
+
+
+class ByHand:
+    """Two forget and two retain samples of three classes, small enough to compute every loss by hand."""
+
+    forget = (([2.0, 0.0, 0.0], 0), ([0.0, 1.0, 0.0], 1))
+    retain = (([0.0, 0.0, 3.0], 2), ([1.0, 1.0, 0.0], 0))
+
+    @staticmethod
+    def p(z: list[float], t: float = 1.0) -> list[float]:
+        e = [math.exp(v / t) for v in z]
+        return [v / sum(e) for v in e]
+
+    @classmethod
+    def ce(cls, z: list[float], y: int) -> float:
+        return -math.log(cls.p(z)[y])
+
+    @classmethod
+    def mean_ce(cls, rows: Any) -> float:
+        return sum(cls.ce(z, y) for z, y in rows) / len(rows)
+
+    @classmethod
+    def kl(cls, teacher: list[float], student: list[float], t: float) -> float:
+        p, q = cls.p(teacher, t), cls.p(student, t)
+        return t * t * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+    def context(self, *, w: float = 1.0, before: float = 1.0) -> Context:
+        """Model with weight ``w``, original with weight ``before``."""
+        rows = {"forget": Rows(list(self.forget)), "retain": Rows(list(self.retain))}
+        return Context(
+            model=cast(QuantModel, Same(w)), before=cast(QuantModel, Same(before)),
+            data=Data(stop=cast(Any, None), **cast(Any, rows)), task=RowTask(),
+            request_kind="random", card=None, seed=0, identity="",
+        )  # fmt: skip
+
+    def loss(self, method: Epochs, *, epoch: int = 0, i: int = 0, **models: float) -> tuple[float, dict[str, Any]]:
+        """What the method minimises in one step."""
+        value, row = method.plan(self.context(**models)).loss(epoch, i)
+        return float(value.detach()), row
+
+
+@pytest.fixture(scope="session")
+def by_hand() -> ByHand:
+    return ByHand()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from qunlearn.data.splits import Splits
 from qunlearn.quant import QuantModel
-from qunlearn.tasks import Batch, Classification
-from qunlearn.unlearn.context import Context, Data
+from qunlearn.tasks import Classification
 from qunlearn.unlearn.ft import FT
 from qunlearn.unlearn.ga import GA
 from qunlearn.unlearn.loop import scheduled
@@ -25,88 +22,35 @@ from qunlearn.unlearn.sgd import EpochSGD
 
 Trained = Callable[..., QuantModel]
 
-FORGET = [([2.0, 0.0, 0.0], 0), ([0.0, 1.0, 0.0], 1)]
-RETAIN = [([0.0, 0.0, 3.0], 2), ([1.0, 1.0, 0.0], 0)]
-
-
-def ce(z: list[float], y: int) -> float:
-    return math.log(sum(math.exp(v) for v in z)) - z[y]
-
-
-L_F = (ce(*FORGET[0]) + ce(*FORGET[1])) / 2
-L_R = (ce(*RETAIN[0]) + ce(*RETAIN[1])) / 2
-
-
-class Rows:
-    """Two samples whose input is their logit vector."""
-
-    num_classes = 3
-
-    def __init__(self, rows: list[tuple[list[float], int]]) -> None:
-        self.x = torch.tensor([z for z, _ in rows], dtype=torch.float64)
-        self.y = torch.tensor([y for _, y in rows])
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def targets(self, idx: Any = None) -> Any:
-        return self.y.numpy() if idx is None else self.y.numpy()[idx]
-
-
-class RowTask(Classification):
-    """Logits are the input."""
-
-    def batch(self, samples: Any, index: Any) -> Batch:
-        rows = torch.as_tensor(index)
-        return Batch(x=samples.x[rows], y=samples.y[rows], index=rows)
-
-
-class Same(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.ones(1, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.w
-
-
-def _loss(method: EpochSGD) -> tuple[float, dict[str, Any]]:
-    model = cast(QuantModel, Same())
-    rows = {"forget": Rows(FORGET), "retain": Rows(RETAIN)}
-    ctx = Context(
-        model=model, before=model, data=Data(stop=cast(Any, None), **cast(Any, rows)), task=RowTask(),
-        request_kind="random", card=None, seed=0, identity="",
-    )  # fmt: skip
-    _, _, loss = method.plan(ctx)
-    value, row = loss(0)
-    return float(value.detach()), row
-
 
 @pytest.mark.parametrize(
-    ("method", "expected"),
+    ("method", "weights"),
     [
-        (FT(batch_size=2), L_R),
-        (GA(batch_size=2), -L_F),
-        (NegGradPlus(batch_size=2, beta=0.9), 0.9 * L_R - 0.1 * L_F),
-        (NegGradPlus(batch_size=2), 0.95 * L_R - 0.05 * L_F),
-        (GradDiff(batch_size=2), L_R - L_F),
-        (GradDiff(batch_size=2, retain_weight=2.0, forget_weight=0.5), 2 * L_R - 0.5 * L_F),
+        (FT(batch_size=2), (1, 0)),
+        (GA(batch_size=2), (0, -1)),
+        (NegGradPlus(batch_size=2, beta=0.9), (0.9, -0.1)),
+        (NegGradPlus(batch_size=2), (0.95, -0.05)),
+        (GradDiff(batch_size=2), (1, -1)),
+        (GradDiff(batch_size=2, retain_weight=2.0, forget_weight=0.5), (2, -0.5)),
     ],
 )
-def test_losses_by_hand(method: EpochSGD, expected: float) -> None:
-    value, row = _loss(method)
-    assert value == pytest.approx(expected, abs=1e-8)
+def test_losses_by_hand(by_hand: Any, method: EpochSGD, weights: tuple[float, float]) -> None:
+    l_r, l_f = by_hand.mean_ce(by_hand.retain), by_hand.mean_ce(by_hand.forget)
+    value, row = by_hand.loss(method)
+    assert value == pytest.approx(weights[0] * l_r + weights[1] * l_f, abs=1e-8)
     if "L_f" in row:
-        assert row["L_f"] == pytest.approx(L_F, abs=1e-8)
+        assert row["L_f"] == pytest.approx(l_f, abs=1e-8)
     if "L_r" in row:
-        assert row["L_r"] == pytest.approx(L_R, abs=1e-8)
+        assert row["L_r"] == pytest.approx(l_r, abs=1e-8)
 
 
 @pytest.mark.parametrize("mix", ["concat", "paired"])
-def test_random_label_loss_by_hand(mix: str) -> None:
-    value, _ = _loss(RL(batch_size=4, mix=mix))
-    wrong = [ce(FORGET[0][0], a) + ce(FORGET[1][0], b) for a in (1, 2) for b in (0, 2)]
-    totals = [(w + 2 * L_R) / 4 if mix == "concat" else w / 2 + L_R for w in wrong]
+def test_random_label_loss_by_hand(by_hand: Any, mix: str) -> None:
+    value, _ = by_hand.loss(RL(batch_size=4, mix=mix))
+    first, second = (z for z, _ in by_hand.forget)
+    l_r = by_hand.mean_ce(by_hand.retain)
+    wrong = [by_hand.ce(first, a) + by_hand.ce(second, b) for a in (1, 2) for b in (0, 2)]
+    totals = [(w + 2 * l_r) / 4 if mix == "concat" else w / 2 + l_r for w in wrong]
     assert min(abs(value - t) for t in totals) < 1e-8
 
 
