@@ -17,6 +17,7 @@ class DSCNN(nn.Module):
         super().__init__()
         self.stem = conv_bn(in_shape[0], width, (10, 4), stride=2)
         self.blocks = nn.Sequential(*(_separable(width) for _ in range(4)))
+        self.stages = tuple(f"blocks.{i}" for i in range(4))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.head = nn.Linear(width, num_classes)

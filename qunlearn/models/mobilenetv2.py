@@ -32,18 +32,21 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """Stem, seven stages, 1x1 head convolution, global average pool, linear head; ``width`` scales all channels.
 
-    Channels are rounded to multiples of 8. Input [N, C, H, W] float32, output logits [N, K].
+    ``stages`` are the last blocks of each map size. Channels are rounded to multiples of 8. Input [N, C, H, W] float32,
+    output logits [N, K].
     """
 
     def __init__(self, in_shape: tuple[int, int, int], num_classes: int, *, width: float = 1.0) -> None:
         super().__init__()
         c_in = scaled(32, width)
         self.stem = conv_bn(in_shape[0], c_in, 3, act=nn.ReLU6)
-        blocks = []
+        blocks, stages = [], []
         for expansion, channels, count, stride in STAGES:
             for i in range(count):
                 blocks.append(InvertedResidual(c_in, scaled(channels, width), stride if i == 0 else 1, expansion))
                 c_in = scaled(channels, width)
+            stages.append(f"blocks.{len(blocks) - 1}")
+        self.stages = (stages[1], stages[2], stages[4], stages[6])
         self.blocks = nn.Sequential(*blocks)
         last = max(1280, scaled(1280, width)) if width >= 1 else scaled(1280, width)
         self.last = conv_bn(c_in, last, 1, act=nn.ReLU6)

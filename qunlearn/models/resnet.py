@@ -40,6 +40,7 @@ class ResNet(nn.Module):
                 blocks.append(BasicBlock(c_in, width, 2 if stage > 0 and i == 0 else 1))
                 c_in = width
         self.blocks = nn.Sequential(*blocks)
+        self.stages = tuple(f"blocks.{(i + 1) * depth - 1}" for i in range(len(widths)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(c_in, num_classes)
 

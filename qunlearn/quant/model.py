@@ -40,14 +40,18 @@ class QuantModel(nn.Module):
     """A fake-quantized network made by :func:`qunlearn.quant.prepare`.
 
     ``forward`` takes float32 [N, C, H, W] and returns float32 logits [N, K] that lie on the int8 grid of the logits.
-    Parameters: latent weights, biases, BatchNorm affine, and scales (names ending in ``.scale``).
+    Parameters: latent weights, biases, BatchNorm affine, and scales (names ending in ``.scale``). ``stages`` names the
+    steps whose outputs are the network's feature points, from input to output.
     """
 
-    def __init__(self, spec: QuantSpec, in_shape: tuple[int, ...], steps: tuple[Step, ...]) -> None:
+    def __init__(
+        self, spec: QuantSpec, in_shape: tuple[int, ...], steps: tuple[Step, ...], stages: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.in_shape = in_shape
         self.steps = steps
+        self.stages = stages
         self.input_quant = quant_identity()
         last_use: dict[str, int] = {}
         for i, step in enumerate(steps):

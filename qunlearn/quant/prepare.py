@@ -53,19 +53,20 @@ def prepare(
     was_training = model.training
     try:
         calibrate(out, calibration if calibration is not None else [example])
-        _check_shapes(out, example[:1])
+        shapes = _check_shapes(out, example[:1])
     except RuntimeError as err:
         raise ConfigError(
             f"the network does not accept input of shape {tuple(example.shape)}: {err}.",
             remedy="Check the network against the shape of the data.",
         ) from err
+    out.stages = planner.stages() or _feature_points(steps, shapes)
     out.train(was_training)
     return out
 
 
 @torch.no_grad()
-def _check_shapes(model: QuantModel, example: Tensor) -> None:
-    """Linear layers must read [N, D] and the network must return [N, K]."""
+def _check_shapes(model: QuantModel, example: Tensor) -> dict[str, tuple[int, ...]]:
+    """Shapes of all steps; linear layers must read [N, D] and the network must return [N, K]."""
     model.eval()
     shapes = {name: tuple(value.shape) for name, value in model.activations(example).items()}
     problems = [
@@ -78,6 +79,13 @@ def _check_shapes(model: QuantModel, example: Tensor) -> None:
         problems.append(f"the result has shape {last}, not [N, K]")
     if problems:
         raise UnsupportedError("; ".join(problems) + ".", remedy="Put a flatten before the linear layers.")
+    return shapes
+
+
+def _feature_points(steps: tuple[Step, ...], shapes: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Where a network declares no stages: its last map of every size, or its hidden linear layers (our choice)."""
+    last = {shapes[s.name][2:]: s.name for s in steps if len(shapes[s.name]) == 4 and max(shapes[s.name][2:]) > 1}
+    return tuple(last.values()) or tuple(s.name for s in steps[:-1] if s.kind == "linear")
 
 
 class _Planner:
@@ -127,6 +135,17 @@ class _Planner:
                 "AdaptiveAvgPool2d(1), flatten, + and torch.cat.",
             )
         return tuple(self.steps)
+
+    def stages(self) -> tuple[str, ...]:
+        """The steps that compute the outputs of the modules that the network declares as its ``stages``."""
+        out = []
+        for path in getattr(self.model, "stages", ()):
+            inside = [n for n in self.nodes if any(p == path for p, _ in n.meta.get("nn_module_stack", {}).values())]
+            ends = [self.source[n] for n in inside if n in self.source]
+            if not ends:
+                raise ConfigError(f"stage {path!r} of the network computes nothing.", remedy="Name a module it runs.")
+            out.append(ends[-1])
+        return tuple(dict.fromkeys(out))
 
     def _node(self, node: fx.Node) -> None:
         kind, attrs = self._kind(node)

@@ -14,6 +14,7 @@ from qunlearn.unlearn.base import SHIPS, Unlearner
 from qunlearn.unlearn.boundary_shrink import BoundaryShrink
 from qunlearn.unlearn.card import GroupValue, ReferenceCard
 from qunlearn.unlearn.context import Context, UnlearnResult
+from qunlearn.unlearn.ec import EC, plug_ec
 from qunlearn.unlearn.ft import FT
 from qunlearn.unlearn.ga import GA
 from qunlearn.unlearn.l1_sparse import L1Sparse
@@ -63,6 +64,7 @@ def register(cls: type[Unlearner]) -> type[Unlearner]:
 _ALL: tuple[type[Unlearner], ...] = (
     BadTeacher,
     BoundaryShrink,
+    EC,
     FT,
     GA,
     GradDiff,
@@ -88,5 +90,6 @@ __all__ = [
     "Unlearner",
     "group_values",
     "hypers",
+    "plug_ec",
     "register",
 ]

@@ -10,14 +10,16 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qunlearn.errors import ArtefactError, ConfigError
 from qunlearn_export.files import write_atomic
 
-VERSION = 1
+VERSION = 2
+READS = (1, 2)
+"""Version 1 had no ``similarity``."""
 KIND = "qunlearn reference card"
 MAX_BYTES = 4 * 2**20
 MAX_GROUPS = 10_000
@@ -49,15 +51,24 @@ class GroupValue:
 class ReferenceCard:
     """Leave-one-group-out values by group name. ``model_digest`` is the digest of the network the card belongs to.
 
-    All problems of the values are reported in one ConfigError.
+    ``similarity`` has, under ``group=NAME`` or ``class=NAME``, for every feature layer the CKA between the network and
+    one trained without that group or class: (on what was left out, on the rest). All problems of the values are
+    reported in one ConfigError.
     """
 
     groups: Mapping[str, GroupValue]
     model_digest: str = ""
     seed: int = 0
+    similarity: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         bad = [f"group {name!r}: {p}" for name, value in self.groups.items() for p in value.problems()]
+        bad += [
+            f"similarity {key!r} of layer {layer!r} is not a pair of numbers up to 1"
+            for key, layers in self.similarity.items()
+            for layer, pair in layers.items()
+            if len(pair) != 2 or not all(isinstance(v, int | float) and -2 <= v <= 1.0001 for v in pair)
+        ]
         if not self.groups or len(self.groups) > MAX_GROUPS:
             bad.append(f"the number of groups must lie in 1..{MAX_GROUPS}")
         if bad:
@@ -74,6 +85,7 @@ class ReferenceCard:
                 name: {"accuracy": v.accuracy, "confidence": v.confidence, "samples": v.samples}
                 for name, v in sorted(self.groups.items())
             },
+            "similarity": {key: {n: list(v) for n, v in layers.items()} for key, layers in self.similarity.items()},
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -103,12 +115,14 @@ class ReferenceCard:
         remedy = "Make it anew with `qunlearn train --reference-card`."
         if not isinstance(value, dict) or value.get("kind") != KIND:
             raise ArtefactError(f"{where} is not a reference card.", remedy=remedy)
-        if value.get("version") != VERSION:
+        if value.get("version") not in READS:
             raise ArtefactError(
-                f"{where} has format version {value.get('version')!r}; this package reads version {VERSION}.",
+                f"{where} has format version {value.get('version')!r}; this package reads versions up to {VERSION}.",
                 remedy=remedy,
             )
-        want = {"kind", "version", "model_digest", "seed", "groups"}
+        want = {"kind", "version", "model_digest", "seed", "groups"} | (
+            {"similarity"} if value["version"] > 1 else set()
+        )
         bad = [f"missing {k}" for k in sorted(want - set(value))] + [f"unknown {k}" for k in sorted(set(value) - want)]
         if not bad:
             if not isinstance(value["model_digest"], str):
@@ -124,6 +138,11 @@ class ReferenceCard:
                     for name, entry in value["groups"].items()
                     if not isinstance(entry, dict) or set(entry) != fields
                 ]
+            layers = value.get("similarity", {})
+            if not isinstance(layers, dict) or not all(
+                isinstance(v, dict) and all(isinstance(pair, list) for pair in v.values()) for v in layers.values()
+            ):
+                bad.append("similarity is not an object of objects of pairs")
         if bad:
             raise ArtefactError(f"{where}: {'; '.join(bad[:8])}.", remedy=remedy)
         try:
@@ -131,6 +150,7 @@ class ReferenceCard:
                 groups={name: GroupValue(**entry) for name, entry in value["groups"].items()},
                 model_digest=value["model_digest"],
                 seed=value["seed"],
+                similarity={k: {n: tuple(v) for n, v in e.items()} for k, e in value.get("similarity", {}).items()},
             )
         except ConfigError as err:
             raise ArtefactError(f"{where}: {err.message}", remedy=remedy) from err

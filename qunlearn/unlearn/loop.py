@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 StepFunction = Callable[[int], dict[str, Any]]
 
+Observer = Callable[[], tuple[float, dict[str, Any]]]
+"""Looks at the model at an evaluation: (what the stop rule's objective grows by, values for the trace)."""
+
 
 class _ModelPart:
     def __init__(self, model: nn.Module) -> None:
@@ -52,8 +55,17 @@ class Loop:
     DivergedError (or returns a non-finite number) when the run breaks. ``parts`` holds all other state of the method.
     """
 
-    def __init__(self, ctx: Context, method: Unlearner, *, total: int, parts: Mapping[str, Part]) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        method: Unlearner,
+        *,
+        total: int,
+        parts: Mapping[str, Part],
+        representation: Observer | None = None,
+    ) -> None:
         self.ctx = ctx
+        self.representation = representation
         self.method = method
         self.total = total
         self.snapshot = _SnapshotPart()
@@ -62,8 +74,11 @@ class Loop:
         self.evaluator: Evaluator | None = None
         self._started = time.perf_counter()
 
-    def run(self, step: StepFunction) -> None:
-        """All steps, from the checkpoint on if the run is resumed; leaves the chosen parameters in the model."""
+    def run(self, step: StepFunction, *, finish: Callable[[], None] | None = None) -> None:
+        """All steps, from the checkpoint on if the run is resumed; leaves the chosen parameters in the model.
+
+        ``finish()`` is called after the last step, and the state saved once more.
+        """
         first = self._begin() + 1
         for t in range(first, self.total + 1):
             if self.rule is not None and self.rule.reason is not None:
@@ -78,6 +93,9 @@ class Loop:
                 self._save(t)
             if self.ctx.progress is not None:
                 self.ctx.progress(t, self.total, row)
+        if finish is not None:
+            finish()
+            self._save(len(self.ctx.trace))
         self._finish()
 
     def _seconds(self) -> float:
@@ -162,9 +180,10 @@ class Loop:
     def _evaluate(self, t: int) -> dict[str, Any]:
         if self.rule is None or self.evaluator is None:
             raise InvariantError("an evaluation without a stop rule.", remedy="Report this defect.")
-        if self.rule.observe(self.evaluator(self.ctx.model, t)):
+        extra, row = self.representation() if self.representation is not None else (0.0, {})
+        if self.rule.observe(self.evaluator(self.ctx.model, t), extra):
             self.snapshot.tensors = {n: v.detach().clone() for n, v in self.ctx.model.state_dict().items()}
-        return self.rule.last
+        return self.rule.last | row
 
     def _save(self, t: int) -> None:
         if self.ctx.run_dir is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from qunlearn.unlearn.checkpoint import Part, PlainPart
 from qunlearn.unlearn.compose import Composer, Update
 from qunlearn.unlearn.context import Context
 from qunlearn.unlearn.entropy import entropy_loss, normalized_entropy
-from qunlearn.unlearn.loop import Loop, scheduled
+from qunlearn.unlearn.loop import Loop, Observer, scheduled
 from qunlearn.unlearn.micro import accumulate
 from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.orthogonal import Reference, add
@@ -135,14 +135,19 @@ class OEU(Unlearner):
 
     def run(self, ctx: Context) -> None:
         """Pairs of batches, two backward passes at one point, projection, one update (DESIGN: Unlearner)."""
-        _Run(self, ctx).loop()
+        OEURun(self, ctx, owner=self).loop()
 
 
-class _Run:
-    """The state of one run."""
+class OEURun:
+    """The state of one run. ``owner`` is the method whose stop rule and checkpoints it has; ``more`` parts of these."""
 
-    def __init__(self, cfg: OEU, ctx: Context) -> None:
-        self.cfg, self.ctx = cfg, ctx
+    representation: Observer | None = None
+    finish: Callable[[], None] | None = None
+
+    def __init__(self, cfg: OEU, ctx: Context, *, owner: Unlearner) -> None:
+        self.cfg, self.ctx, self.owner = cfg, ctx, owner
+        self.more: dict[str, Part] = {}
+        self.rows: dict[str, NDArray[np.int64]] = {}
         self.parameters = ctx.trainable()
         self.params = list(self.parameters.values())
         layers = layer_of(ctx.model)
@@ -190,6 +195,7 @@ class _Run:
         self.memory = state
 
     def loop(self) -> None:
+        """All steps."""
         ctx, cfg = self.ctx, self.cfg
         guarantee = cfg.guarantee()
         ctx.fields["guarantee"] = guarantee
@@ -209,8 +215,10 @@ class _Run:
             "reference": self.reference,
             "composer": self.composer,
             "memory": PlainPart(self),
+            **self.more,
         }
-        Loop(ctx, cfg, total=self.total, parts=parts).run(self.step)
+        loop = Loop(ctx, self.owner, total=self.total, parts=parts, representation=self.representation)
+        loop.run(self.step, finish=self.finish)
         ctx.fields |= {
             "samples_seen": {"forget": self.pairs.forget.samples_seen, "retain": self.pairs.retain.samples_seen},
         }
@@ -218,8 +226,10 @@ class _Run:
             ctx.fields["gate_open_fraction"] = self.memory["gate_open"] / max(1, self.pairs.forget.samples_seen)
 
     def step(self, t: int) -> dict[str, Any]:
+        """One pair of batches, one update."""
         ctx, cfg = self.ctx, self.cfg
         rows_f, rows_r = self.pairs.next()
+        self.rows = {"forget": rows_f, "retain": rows_r}
         retain = self._backward("retain", rows_r)
         forget = self._backward("forget", rows_f)
         ctx.count(len(rows_r) + len(rows_f))
@@ -264,7 +274,7 @@ class _Run:
             ctx.data.retain if role == "retain" else ctx.data.forget,
             rows,
             device_of(ctx.model),
-            self._retain_loss if role == "retain" else self._forget_loss,
+            self.retain_loss if role == "retain" else self.forget_loss,
             micro_batch=cfg.micro_batch,
             finish=self._collect,
         )
@@ -273,10 +283,12 @@ class _Run:
         self.arena.collect()
         return self.arena.row(str(self.arena.bound))
 
-    def _retain_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def retain_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """What the retain gradient is of, and nothing more for the trace."""
         return self.ctx.task.loss(self.ctx.task.logits(self.ctx.model, batch), batch), {}
 
-    def _forget_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forget_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """What the forget gradient is of, with entropy and confidence for the trace."""
         task = self.ctx.task
         logits = task.logits(self.ctx.model, batch)
         mask = getattr(batch, "mask", None)

@@ -20,7 +20,7 @@ from qunlearn.tasks.base import Batch
 from qunlearn.unlearn.base import Unlearner
 from qunlearn.unlearn.checkpoint import OptimizerPart, Part, PlainPart
 from qunlearn.unlearn.context import Context
-from qunlearn.unlearn.loop import Loop, gradient_norm, scheduled
+from qunlearn.unlearn.loop import Loop, Observer, gradient_norm, scheduled
 from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.probe import device_of, to_device
 
@@ -32,13 +32,17 @@ LossFunction = Callable[[int, int], tuple[Tensor, dict[str, Any]]]
 class Plan:
     """``lengths`` steps of every epoch; ``parts`` the state of loaders and tables; ``loss`` what a step minimises.
 
-    ``after()`` is called after every optimizer step.
+    ``after()`` is called after every optimizer step, ``finish()`` after the last; ``extra`` parameters are trained
+    along and not part of the network; ``representation`` adds to the stop rule's objective.
     """
 
     lengths: tuple[int, ...]
     loss: LossFunction
     parts: Mapping[str, Part] = field(default_factory=dict)
     after: Callable[[], None] | None = None
+    extra: tuple[nn.Parameter, ...] = ()
+    finish: Callable[[], None] | None = None
+    representation: Observer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +67,12 @@ class Epochs(Unlearner):
 
     def run(self, ctx: Context) -> None:
         """The loop of DESIGN's base class with this method's loss."""
+        self.drive(ctx, self.plan(ctx), owner=self)
+
+    def drive(self, ctx: Context, plan: Plan, *, owner: Unlearner) -> None:
+        """All steps of ``plan``; ``owner`` is the method whose stop rule and checkpoints these are."""
         parameters = ctx.trainable()
-        plan = self.plan(ctx)
-        optimizer = self.optimizer(list(parameters.values()))
+        optimizer = self.optimizer([*parameters.values(), *plan.extra])
         ends = list(accumulate(plan.lengths))
 
         def step(t: int) -> dict[str, Any]:
@@ -83,7 +90,9 @@ class Epochs(Unlearner):
                 plan.after()
             return {"epoch": epoch + 1, "lr": lr, "loss": float(loss.detach()), "grad_norm": norm, **row}
 
-        Loop(ctx, self, total=ends[-1], parts={"optimizer": OptimizerPart(optimizer), **plan.parts}).run(step)
+        parts = {"optimizer": OptimizerPart(optimizer), **plan.parts}
+        loop = Loop(ctx, owner, total=ends[-1], parts=parts, representation=plan.representation)
+        loop.run(step, finish=plan.finish)
 
 
 @dataclass(frozen=True, kw_only=True)

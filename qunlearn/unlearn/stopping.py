@@ -236,11 +236,11 @@ class StopRule:
         away = self.band.distance(e.forget_accuracy, e.forget_confidence) if self.band else 0.0
         return away + self._loss(e)[0]
 
-    def observe(self, e: Evaluation) -> bool:
-        """Take one evaluation in; True if the caller should keep these parameters."""
+    def observe(self, e: Evaluation, extra: float = 0.0) -> bool:
+        """Take one evaluation in, ``extra`` added to its J; True if the caller should keep these parameters."""
         usable = self.utility_ok(e)
         inside = self.band is not None and self.band.contains(e.forget_accuracy, e.forget_confidence)
-        objective = self.objective(e)
+        objective = self.objective(e) + extra
         if self.band is None:
             better = usable or (not self.best_usable and objective < self.best_objective)
         else:
