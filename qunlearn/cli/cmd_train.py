@@ -27,7 +27,11 @@ qunlearn train --data kws --model dscnn --exclude group=theo -o runs/without
 @click.option("--init-from", type=click.Path(), help="Run whose tensors to start from.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--exclude", help="Deletion request whose samples are left out: a reference model.")
-@click.option("--reference-card", is_flag=True, help="Also train one network per left-out group and keep their values.")
+@click.option(
+    "--reference-card",
+    is_flag=True,
+    help="Also train networks without each group (without groups: one class) and keep their values.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Run folder to write.")
 def command(
@@ -50,14 +54,11 @@ def command(
     from qunlearn.cli import workspace as ws
     from qunlearn.data.request import Request
     from qunlearn.data.splits import training_samples
-    from qunlearn.errors import DataError
 
     spec = quant.QuantSpec.parse(bits, weight_range=weight_range)
     dataset = ws.load_data(settings, source)
     request = Request.parse(exclude) if exclude is not None else None
     samples = training_samples(dataset, request, seed)
-    if reference_card and dataset.group is None:
-        raise DataError(f"data set {dataset.name!r} has no groups.", remedy="Leave --reference-card out.")
     recipe = ws.recipe_for(dataset, source, epochs)
     model = ws.build_model(name, dataset, spec, seed=seed, init_from=Path(init_from) if init_from else None)
     folder = new_folder(output, resume=resume)
@@ -75,7 +76,7 @@ def command(
             seed=seed,
             folder=folder,
             resume=resume,
-            model_digest=quant.state_digest(model),
+            base=model,
         )
         card.save(folder / ws.CARD)
     trained, heldout = ws.metrics_of(model, samples), ws.metrics_of(model, dataset.samples("heldout"))

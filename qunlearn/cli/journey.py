@@ -89,7 +89,7 @@ def from_scratch(settings: Settings, dataset: Dataset, folder: Path, *, seed: in
         seed=seed,
         folder=folder,
         resume=False,
-        model_digest=quant.state_digest(base),
+        base=base,
         keep=keep,
     )
     home = folder / "base"

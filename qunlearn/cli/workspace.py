@@ -20,9 +20,13 @@ from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, training_samples
 from qunlearn.errors import ArtefactError, ConfigError, DataError
 from qunlearn.unlearn import GroupValue, ReferenceCard, checkpoint, group_values
+from qunlearn.unlearn.representation import similarity
 from qunlearn_export.files import write_atomic
 
 RESULT, CARD = "result.json", "card.json"
+
+CARD_SAMPLES = 500
+"""Samples of each set that a reference card compares features on, at most."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "kws": {"epochs": 16, "batch_size": 64, "lr": 0.05},
@@ -146,25 +150,33 @@ def reference_card(
     seed: int,
     folder: Path,
     resume: bool,
-    model_digest: str,
+    base: quant.QuantModel,
     keep: Callable[[str, quant.QuantModel, float], None] | None = None,
 ) -> ReferenceCard:
     """Train one network per group without that group and record its values on the group left out.
 
-    ``keep(group, model, seconds)`` receives every such network: it is the retrained reference for that group.
+    Data without groups: one network without the last class, for the similarity of features alone. ``keep(group, model,
+    seconds)`` receives every such network: it is the retrained reference for that group.
     """
+    task = tasks.get("classification")
     values: dict[str, GroupValue] = {}
-    names = dataset.group_names
-    for i, group in enumerate(names):
+    alike: dict[str, dict[str, tuple[float, float]]] = {}
+    kind, names = ("group", dataset.group_names) if dataset.group_names else ("class", dataset.class_names[-1:])
+    for i, name_out in enumerate(names):
         done, state = folder / f"card.{i}.json", folder / f"card.{i}.state"
+        key = f"{kind}={name_out}"
         if resume and done.exists() and keep is None:
-            values[group] = GroupValue(**read_json(done))
+            known = read_json(done)
+            alike[key] = {layer: (pair[0], pair[1]) for layer, pair in known["similarity"].items()}
+            if known["value"] is not None:
+                values[name_out] = GroupValue(**known["value"])
             continue
-        request = Request("group", (group,))
+        request = Request(kind, (name_out,))
+        rest = training_samples(dataset, request, seed)
         model = build_model(name, dataset, spec, seed=reference_seed(seed))
         seconds = train_model(
             model,
-            training_samples(dataset, request, seed),
+            rest,
             recipe,
             seed=reference_seed(seed),
             label=f"reference {i + 1} of {len(names)}",
@@ -173,14 +185,17 @@ def reference_card(
             resume=resume,
         )
         left_out = Samples(dataset, request.select(dataset, seed))
-        values |= group_values(model, tasks.get("classification"), left_out)
-        write_json(done, asdict(values[group]))
+        alike[key] = similarity(task, base, model, (left_out, rest), size=CARD_SAMPLES, seed=seed)
+        if kind == "group":
+            values |= group_values(model, task, left_out)
+        value = asdict(values[name_out]) if name_out in values else None
+        write_json(done, {"value": value, "similarity": alike[key]})
         state.unlink(missing_ok=True)
         if keep is not None:
-            keep(group, model, seconds)
+            keep(name_out, model, seconds)
     for i in range(len(names)):
         (folder / f"card.{i}.json").unlink(missing_ok=True)
-    return ReferenceCard(groups=values, model_digest=model_digest, seed=seed)
+    return ReferenceCard(groups=values, model_digest=quant.state_digest(base), seed=seed, similarity=alike)
 
 
 def reference_seed(seed: int) -> int:

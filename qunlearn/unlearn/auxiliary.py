@@ -102,12 +102,12 @@ def pretrained(ctx: Context, stages: Stages, *, epochs: int, cache: str) -> tupl
     if path is not None and path.exists():
         tensors, _ = load_tensors(path)
         fill(aux, tensors)
-        return aux, path
+        return aux.eval(), path
     _pretrain(ctx, aux, stages, epochs)
     if path is not None:
         os.makedirs(path.parent, exist_ok=True)
         save_tensors(path, aux.state_dict(), {"epochs": epochs})
-    return aux, path
+    return aux.eval(), path
 
 
 def _pretrain(ctx: Context, aux: Auxiliary, stages: Stages, epochs: int) -> None:
@@ -130,9 +130,8 @@ def _pretrain(ctx: Context, aux: Auxiliary, stages: Stages, epochs: int) -> None
         ctx.count(len(y))
         loss = torch.stack([F.cross_entropy(z, y) for z in aux(features)[1]]).sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    aux.eval()
     for module, mode in modes:
         module.training = mode
 

@@ -69,7 +69,7 @@ class ReferenceCard:
             for layer, pair in layers.items()
             if len(pair) != 2 or not all(isinstance(v, int | float) and -2 <= v <= 1.0001 for v in pair)
         ]
-        if not self.groups or len(self.groups) > MAX_GROUPS:
+        if not (self.groups or self.similarity) or len(self.groups) > MAX_GROUPS:
             bad.append(f"the number of groups must lie in 1..{MAX_GROUPS}")
         if bad:
             raise ConfigError(f"reference card: {'; '.join(bad)}.", remedy="Make the card anew.")

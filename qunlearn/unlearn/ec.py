@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qunlearn.errors import ConfigError, InvariantError
@@ -185,7 +186,7 @@ class _Inside(OEURun):
     ) -> None:
         super().__init__(cfg, ctx, owner=ec)
         self.ec, self.erasure = ec, erasure
-        self.optimizer = EpochSGD(lr=float(cfg.lr), weight_decay=0.0).optimizer(list(erasure.aux.parameters()))
+        self.optimizer = torch.optim.SGD(erasure.aux.parameters(), lr=float(cfg.lr), momentum=0.9)
         self.more |= {**parts, "auxiliary optimizer": OptimizerPart(self.optimizer)}
         self.representation, self.finish = representation, finish
 

@@ -37,7 +37,7 @@ def top_share(scores: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor]:
     keep = math.ceil(ratio * flat.numel())
     chosen = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
     chosen[torch.sort(flat, descending=True, stable=True).indices[:keep]] = True
-    parts = chosen.split([s.numel() for s in scores.values()])
+    parts = torch.split(chosen, [s.numel() for s in scores.values()])
     return {n: part.reshape(s.shape) for (n, s), part in zip(scores.items(), parts, strict=True)}
 
 

@@ -302,3 +302,21 @@ def test_ctrl_c(home: Path, tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert not (out / "config.json").exists()
     assert os.path.exists(out / "checkpoint.safetensors")
+
+
+def test_ec_inside_another_method_with_a_card_of_features(call: Call, tmp_path: Path) -> None:
+    """Data without groups: the card holds the CKA to a network without another class, and the stop rule uses it."""
+    run = tmp_path / "base"
+    assert (
+        call("train", "--data", "digits", "--model", "resnet8@4", "--epochs", 2, "--reference-card", "-o", run).code
+        == 0
+    )
+    card = json.loads((run / "card.json").read_text())
+    assert card["groups"] == {}
+    assert set(card["similarity"]) == {"class=9"}
+    settings = ("base=rl", "base_settings=epochs=2 lr=0.02 batch_size=128", "aux_epochs=1", "stop_rule=true")
+    flags = [word for s in settings for word in ("--set", s)]
+    out = tmp_path / "ec"
+    done = call("unlearn", run, "--forget", "class=3", "--method", "ec", *flags, "--set", "eval_every=3", "-o", out)
+    assert done.code == 0, done.err
+    assert any("cka_gap" in row for row in plain_trace(out))

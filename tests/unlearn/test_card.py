@@ -30,7 +30,7 @@ def _without(key: str) -> Any:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda d: d.update(version=2), "format version 2"),
+        (lambda d: d.update(version=3), "format version 3"),
         (lambda d: d.update(kind="x"), "not a reference card"),
         (_without("seed"), "missing seed"),
         (lambda d: d.update(extra=1), "unknown extra"),
