@@ -29,6 +29,7 @@ import numpy as np
 from qunlearn import tasks
 from qunlearn.audit.predictor import OnnxPredictor
 from qunlearn.audit.summary import gap, summary
+from qunlearn.bench.networks import RECIPES
 from qunlearn.cli import assess, journey
 from qunlearn.cli import workspace as ws
 from qunlearn.cli.common import Settings
@@ -52,7 +53,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {"oeu": {"batch_size": ("32", "
 COMMON = {"stop_rule": "true", "probe": "150", "eval_every": "6"}
 OEU_FIXED = {"loss": "e1", "clip": "2.5", "max_steps": "90", "diag_every": "1000"}
 COST_SHARE = 0.2
-RETRAIN_PASSES = ws.RECIPES[journey.SOURCE]["epochs"]
+RETRAIN_PASSES = RECIPES[journey.SOURCE]["epochs"]
 _FIXED: dict[tuple[int, str, bool], dict[str, Any]] = {}
 SETS = ("forget_accuracy", "retain_accuracy", "heldout_accuracy", "test_accuracy", "mia")
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from qunlearn import errors
 from qunlearn.audit import AUDITS, GLOSSARY
 from qunlearn.audit.codes import REASONS, WARNINGS
+from qunlearn.bench.networks import RECIPES
 from qunlearn.cli import COMMANDS
-from qunlearn.cli.workspace import RECIPES
 from qunlearn.models import MODELS
 from qunlearn.quant import Recipe
 from qunlearn.unlearn import METHODS, hypers

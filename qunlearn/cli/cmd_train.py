@@ -51,6 +51,7 @@ def command(
     """Train a quantized network: a float phase, then quantization-aware."""
     require_workstation()
     from qunlearn import quant
+    from qunlearn.bench import networks
     from qunlearn.cli import workspace as ws
     from qunlearn.data.request import Request
     from qunlearn.data.splits import training_samples
@@ -59,8 +60,8 @@ def command(
     dataset = ws.load_data(settings, source)
     request = Request.parse(exclude) if exclude is not None else None
     samples = training_samples(dataset, request, seed)
-    recipe = ws.recipe_for(dataset, source, epochs)
-    model = ws.build_model(name, dataset, spec, seed=seed, init_from=Path(init_from) if init_from else None)
+    recipe = networks.recipe_for(dataset, source, epochs=epochs)
+    model = networks.build_model(name, dataset, spec, seed=seed, init_from=Path(init_from) if init_from else None)
     folder = new_folder(output, resume=resume)
     state = folder / "train.state"
     seconds = ws.train_model(
@@ -90,7 +91,7 @@ def command(
         "model_digest": quant.state_digest(model),
         "codes_digest": codes,
     }
-    config = ws.run_config(
+    config = networks.run_config(
         name,
         dataset,
         source,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn import quant, tasks
+from qunlearn.bench.networks import build_model, recipe_for, reference_seed, run_config
 from qunlearn.cli import artefact, assess
 from qunlearn.cli import workspace as ws
 from qunlearn.cli.common import Settings
@@ -65,19 +66,19 @@ def shipped(dataset: Dataset, folder: Path = ASSETS) -> Networks:
 
 def from_scratch(settings: Settings, dataset: Dataset, folder: Path, *, seed: int = SEED) -> Networks:
     """Train the base network and, per group, one that never saw it; run folders ``base`` and ``without_<group>``."""
-    spec, recipe = quant.QuantSpec(), ws.recipe_for(dataset, SOURCE, None)
-    base = ws.build_model(MODEL, dataset, spec, seed=seed)
+    spec, recipe = quant.QuantSpec(), recipe_for(dataset, SOURCE)
+    base = build_model(MODEL, dataset, spec, seed=seed)
     samples = training_samples(dataset)
     seconds = {"base": ws.train_model(base, samples, recipe, seed=seed, label="base network", settings=settings)}
     facts = {"command": "demo", "seed": seed, "recipe": asdict(recipe)}
-    config = ws.run_config(MODEL, dataset, SOURCE, spec, facts)
+    config = run_config(MODEL, dataset, SOURCE, spec, facts)
     retrained: dict[str, Path] = {}
 
     def keep(group: str, model: quant.QuantModel, spent: float) -> None:
         target = folder / f"without_{group}"
         target.mkdir(parents=True, exist_ok=True)
         excluded = Request("group", (group,)).digest(dataset, seed)
-        quant.save_run(target, model, ws.with_provenance(config, seed=ws.reference_seed(seed), excluded=excluded))
+        quant.save_run(target, model, ws.with_provenance(config, seed=reference_seed(seed), excluded=excluded))
         retrained[group], seconds[group] = target, spent
 
     card = ws.reference_card(

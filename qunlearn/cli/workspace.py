@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from qunlearn import fingerprint, models, quant, tasks
+from qunlearn import quant, tasks
+from qunlearn.bench.networks import build_model, reference_seed
 from qunlearn.cli.common import Settings
 from qunlearn.data import sources
 from qunlearn.data.dataset import Dataset, Samples
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, training_samples
-from qunlearn.errors import ArtefactError, ConfigError, DataError
+from qunlearn.errors import ArtefactError, DataError
 from qunlearn.unlearn import GroupValue, ReferenceCard, checkpoint, group_values
 from qunlearn.unlearn.representation import similarity
 from qunlearn_export.files import write_atomic
@@ -27,21 +28,6 @@ RESULT, CARD = "result.json", "card.json"
 
 CARD_SAMPLES = 500
 """Samples of each set that a reference card compares features on, at most."""
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "kws": {"epochs": 16, "batch_size": 64, "lr": 0.05},
-    "digits": {"epochs": 20, "batch_size": 64, "lr": 0.05},
-    "cifar10": {"epochs": 20, "batch_size": 128, "lr": 0.1},
-}
-"""Training settings per built-in source; other sources use the defaults of :class:`qunlearn.quant.Recipe`."""
-
-
-def recipe_for(dataset: Dataset, source: str, epochs: int | None) -> quant.Recipe:
-    """The recipe of a source, with ``epochs`` put in where given."""
-    settings = {**RECIPES.get(source, {}), "augment": dataset.augment}
-    if epochs is not None:
-        settings["epochs"] = epochs
-    return quant.Recipe(**settings)
 
 
 def load_data(settings: Settings, source: str) -> Dataset:
@@ -60,50 +46,6 @@ def data_of_run(settings: Settings, config: quant.RunConfig) -> Dataset:
             remedy="Give the original data by --data-dir.",
         )
     return dataset
-
-
-def build_model(
-    name: str, dataset: Dataset, spec: quant.QuantSpec, *, seed: int, init_from: Path | None = None
-) -> quant.QuantModel:
-    """A prepared, untrained network for the data set, or one that starts from the tensors of another run."""
-    net = models.build(name, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=seed)
-    rows = dataset.where("train")[:64]
-    example = torch.from_numpy(Samples(dataset, rows).inputs())
-    model = quant.prepare(net, spec, example)
-    if init_from is not None:
-        source, config = quant.load_run(init_from)
-        if config.in_shape != dataset.in_shape or config.num_classes != dataset.num_classes or config.model != name:
-            raise ConfigError(
-                f"{init_from} holds {config.model} for {config.in_shape} and {config.num_classes} classes.",
-                remedy=f"Give a run of {name} for {dataset.in_shape} and {dataset.num_classes} classes.",
-            )
-        own = model.state_dict()
-        grid = ("tensor_quant.scale", "tensor_quant.zero_point")
-        same_bits = config.spec == spec
-        own.update({n: t for n, t in source.state_dict().items() if same_bits or not n.endswith(grid)})
-        model.load_state_dict(own)
-    return model
-
-
-def run_config(
-    name: str, dataset: Dataset, source: str, spec: quant.QuantSpec, provenance: Mapping[str, Any]
-) -> quant.RunConfig:
-    """The config that a run folder keeps."""
-    return quant.RunConfig(
-        model=name,
-        in_shape=dataset.in_shape,
-        num_classes=dataset.num_classes,
-        spec=spec,
-        data=source,
-        task="classification",
-        preprocess=dataset.preprocess.to_json(),
-        provenance={
-            **provenance,
-            "dataset": dataset.title or dataset.name,
-            "dataset_digest": dataset.digest(),
-            "code": fingerprint.code_digest(),
-        },
-    )
 
 
 def train_model(
@@ -196,11 +138,6 @@ def reference_card(
     for i in range(len(names)):
         (folder / f"card.{i}.json").unlink(missing_ok=True)
     return ReferenceCard(groups=values, model_digest=quant.state_digest(base), seed=seed, similarity=alike)
-
-
-def reference_seed(seed: int) -> int:
-    """Seed of a retrained network beside an original of ``seed``: another start and another order of the data."""
-    return seed + 1000
 
 
 def accuracies(model: quant.QuantModel, splits: Splits) -> dict[str, float]:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from qunlearn.errors import MissingDependencyError
 from qunlearn.report.data import METRICS, ReportData
+from qunlearn.report.page import environment
 from qunlearn_export.files import write_atomic
 
 TEMPLATE = "report.html.j2"
@@ -15,22 +15,11 @@ TEMPLATE = "report.html.j2"
 
 def build(data: ReportData) -> str:
     """The report as one HTML document without external resources; equal data give equal text."""
-    try:
-        import jinja2
-        import markupsafe
-    except ImportError as err:
-        raise MissingDependencyError(
-            "reports need jinja2.", remedy='Install it: pip install "qunlearn[workstation]".'
-        ) from err
+    env = environment()
+    import markupsafe
+
     from qunlearn.report import plots, words
 
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     env.filters |= {n: getattr(words, n) for n in ("percent", "signed", "pretty", "label", "audit", "kind", "pair")}
     columns, target = data.columns, data.columns.get(data.reference or "", {})
     before = next((c for n, c in columns.items() if n not in (data.subject, data.reference)), {})

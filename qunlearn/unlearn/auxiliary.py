@@ -143,11 +143,13 @@ class AuxiliaryPart:
         self.aux: Auxiliary | None = aux
 
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The modules' tensors, or that they are gone."""
         if self.aux is None:
             return {}, {"purged": True}
         return dict(self.aux.state_dict()), {"purged": False}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+        """Put them back."""
         if facts["purged"]:
             self.aux = None
         elif self.aux is not None:

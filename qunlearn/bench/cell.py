@@ -1,0 +1,235 @@
+"""One cell of a grid: one network, one request, one method with one configuration; its figures as plain data."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qunlearn import fingerprint, quant, tasks
+from qunlearn.audit import scores
+from qunlearn.audit.mia import FPR, FPR_MIN_N
+from qunlearn.audit.predictor import OnnxPredictor, Predictor, TorchPredictor
+from qunlearn.audit.summary import gap, summary
+from qunlearn.audit.utility import FLOOR, measure
+from qunlearn.bench.grid import Grid
+from qunlearn.bench.networks import SECOND, Key, Trained, network, recipe_for, reference_seed
+from qunlearn.data.dataset import Dataset, Samples
+from qunlearn.data.request import Request
+from qunlearn.data.splits import Splits, make_splits
+from qunlearn.errors import InvariantError, QunlearnError
+from qunlearn.unlearn import METHODS, ReferenceCard, group_values
+from qunlearn_export import writer
+
+ORIGINAL, RETRAINED, SECOND_RETRAINED = "original", "retrained", "second retrained"
+ROWS = (ORIGINAL, RETRAINED, SECOND_RETRAINED)
+CLOSED_SETS = ("forget", "retain", "heldout")
+OPEN_SETS = ("forget", "retain", "heldout", "test", "forget_test")
+
+
+class Closed(Samples):
+    """A test split that refuses to be read: what a tuner gets."""
+
+    def _refuse(self) -> InvariantError:
+        return InvariantError("the test split was read while tuning.", remedy="Report this defect.")
+
+    def raw(self, idx: Any = None) -> NDArray[Any]:
+        raise self._refuse()
+
+    def targets(self, idx: Any = None) -> NDArray[np.int64]:
+        raise self._refuse()
+
+
+def closed(splits: Splits) -> Splits:
+    """The same splits with a test split that raises on access."""
+    out = copy.copy(splits)
+    object.__setattr__(out, "test", Closed(splits.test.dataset, splits.test.index))
+    object.__setattr__(out, "forget_test", None)
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spot:
+    """Where a cell stands: network, bit width, inline request, seed."""
+
+    model: str
+    bits: str
+    request: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything that all methods of one spot share."""
+
+    spot: Spot
+    splits: Splits
+    original: Trained
+    retrained: Trained
+    card: ReferenceCard | None
+
+
+def keys_of(spot: Spot) -> dict[str, Key]:
+    """The networks that a spot needs, by row name."""
+    original = Key(model=spot.model, bits=spot.bits, seed=spot.seed)
+    gone = replace(original, request=spot.request, split_seed=spot.seed)
+    return {
+        ORIGINAL: original,
+        RETRAINED: replace(gone, seed=reference_seed(spot.seed)),
+        SECOND_RETRAINED: replace(gone, seed=SECOND + spot.seed),
+    }
+
+
+def scene(grid: Grid, dataset: Dataset, spot: Spot, work: Path) -> Scene:
+    """Networks (from the work folder) and splits; the card of a group request has the retrained network's values."""
+    keys = keys_of(spot)
+    request = Request.parse(spot.request)
+    splits = make_splits(dataset, request, seed=spot.seed)
+    original = network(grid, dataset, keys[ORIGINAL], work)
+    retrained = network(grid, dataset, keys[RETRAINED], work)
+    card = None
+    if request.kind == "group":
+        values = group_values(retrained.model, tasks.get("classification"), splits.forget)
+        card = ReferenceCard(groups=values, model_digest=quant.state_digest(original.model), seed=spot.seed)
+    return Scene(spot=spot, splits=splits, original=original, retrained=retrained, card=card)
+
+
+def file_of(model: quant.QuantModel, config: quant.RunConfig) -> OnnxPredictor:
+    """The int8 file of a network, held in memory, under ONNX Runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        writer.export(quant.lower(model, meta={"task": config.task, "preprocess": config.preprocess}), path)
+        return OnnxPredictor(path.read_bytes())
+
+
+def figures(grid: Grid, predictor: Predictor, splits: Splits, seed: int, *, tuning: bool) -> dict[str, Any]:
+    """Accuracies and MIA of one artefact, fractions."""
+    found = summary(
+        predictor,
+        splits,
+        tasks.get("classification"),
+        seed,
+        nonmembers="heldout" if tuning else grid.mia_nonmembers,
+        sets=CLOSED_SETS if tuning else OPEN_SETS,
+    )
+    return {k: v for k, v in found.items() if k.endswith("_accuracy") or k in ("mia", "mia_degenerate")}
+
+
+def beside(predictor: Predictor, reference: Predictor, splits: Splits, *, tuning: bool) -> dict[str, Any]:
+    """What tables print beside the headline: entropy, confidence, distance to the retrained file."""
+    z, r = predictor.on(splits.forget), reference.on(splits.forget)
+    out = {
+        "entropy": float(scores.entropy(z).mean()),
+        "max_probability": float(scores.max_probability(z).mean()),
+        "kl_forget": _kl(r, z),
+    }
+    if tuning:
+        return out
+    out["kl_test"] = _kl(reference.on(splits.test), predictor.on(splits.test))
+    if len(splits.test) >= FPR_MIN_N:
+        outside = scores.confidence(predictor.on(splits.test), splits.test.targets())
+        inside = scores.confidence(z, splits.forget.targets())
+        out["tpr_at_fpr"] = float((inside > np.quantile(outside, 1 - FPR)).mean())
+    return out
+
+
+def _kl(p: NDArray[Any], q: NDArray[Any]) -> float:
+    log_p, log_q = scores.log_softmax(p), scores.log_softmax(q)
+    return float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
+
+
+class Bench:
+    """Runs cells of one grid; scenes and the figures of their fixed rows are kept for the next cell."""
+
+    def __init__(self, grid: Grid, dataset: Dataset, work: Path) -> None:
+        self.grid, self.dataset, self.work = grid, dataset, work
+        self._scene: Scene | None = None
+        self._files: dict[str, OnnxPredictor] = {}
+
+    def scene(self, spot: Spot) -> Scene:
+        """The scene of a spot; the last one is kept."""
+        if self._scene is None or self._scene.spot != spot:
+            self._scene = scene(self.grid, self.dataset, spot, self.work)
+            self._files.clear()
+        return self._scene
+
+    def _file(self, at: Scene, row: str) -> OnnxPredictor:
+        if row not in self._files:
+            trained = self._trained(at, row)
+            self._files[row] = file_of(trained.model, trained.config)
+        return self._files[row]
+
+    def _trained(self, at: Scene, row: str) -> Trained:
+        if row == ORIGINAL:
+            return at.original
+        if row == RETRAINED:
+            return at.retrained
+        return network(self.grid, self.dataset, keys_of(at.spot)[row], self.work)
+
+    def row(self, spot: Spot, row: str, *, tuning: bool) -> dict[str, Any]:
+        """One of the fixed rows: the network as it is."""
+        at = self.scene(spot)
+        trained = self._trained(at, row)
+        splits = closed(at.splits) if tuning else at.splits
+        own = self._measured(at, splits, trained.model, self._file(at, row), tuning=tuning)
+        epochs = recipe_for(self.dataset, self.grid.data, **self.grid.train).epochs
+        return own | {"seconds": trained.seconds, "processor": trained.processor, "passes": float(epochs)}
+
+    def run(self, spot: Spot, method: str, config: Mapping[str, Any], *, tuning: bool) -> dict[str, Any]:
+        """Unlearn and measure; a run that fails is a cell with ``error``."""
+        at = self.scene(spot)
+        splits = closed(at.splits) if tuning else at.splits
+        task = tasks.get("classification")
+        started, busy = time.perf_counter(), time.process_time()
+        try:
+            unlearner = METHODS[method](**config)
+            result = unlearner(
+                at.original.model, splits, task, request_kind=at.splits.request_kind, card=at.card, seed=spot.seed
+            )
+            processor = time.process_time() - busy
+            shipped = file_of(result.model, at.original.config)
+        except QunlearnError as err:
+            return {"error": f"{type(err).__name__}: {err.message}", "seconds": time.perf_counter() - started}
+        out = self._measured(at, splits, result.model, shipped, tuning=tuning)
+        dead = [f for f in result.degenerate if f["code"] in ("D4", "D8")]
+        return out | {
+            "seconds": result.seconds,
+            "processor": processor,
+            "passes": result.passes,
+            "codes_changed": result.changes.share,
+            "dead": len(dead),
+            "stop_reason": result.fields.get("stop_reason"),
+            "warnings": list(result.warnings),
+        }
+
+    def _measured(
+        self, at: Scene, splits: Splits, model: quant.QuantModel, shipped: OnnxPredictor, *, tuning: bool
+    ) -> dict[str, Any]:
+        seed = at.spot.seed
+        onnx = figures(self.grid, shipped, splits, seed, tuning=tuning)
+        reference = self._file(at, RETRAINED)
+        against = figures(self.grid, reference, splits, seed, tuning=tuning)
+        out: dict[str, Any] = {"onnx": onnx, "retrained": against, **beside(shipped, reference, splits, tuning=tuning)}
+        finite = all(scores.finite(shipped.on(s)).all() for s in (splits.retain, splits.heldout))
+        gate = measure(self._file(at, ORIGINAL), shipped, splits, floor=FLOOR) if finite else None
+        out["utility"] = list(gate.reasons) if gate else ["F-NONFINITE"]
+        if not tuning:
+            out["torch"] = figures(self.grid, TorchPredictor(model), splits, seed, tuning=False)
+            out["gap"] = gap(onnx, against)
+        return out
+
+
+def identity(grid: Grid, spot: Spot, method: str, config: Mapping[str, Any], *, tuning: bool) -> str:
+    """What tells cells apart: a digest of everything that a cell's figures depend on, but for the code."""
+    facts = {
+        "data": grid.data, "subset": grid.subset, "train": dict(grid.train), "mia": grid.mia_nonmembers,
+        "spot": asdict(spot), "method": method, "config": dict(config), "tuning": tuning,
+    }  # fmt: skip
+    return fingerprint.config_digest(facts)

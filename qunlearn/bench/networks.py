@@ -1,0 +1,171 @@
+"""Networks of a benchmark: trained once per seed and request, kept in a work folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qunlearn import fingerprint, models, quant, tasks
+from qunlearn.bench.grid import Grid
+from qunlearn.data import sources
+from qunlearn.data.dataset import Dataset, Samples
+from qunlearn.data.partition import stratified_part
+from qunlearn.data.request import Request
+from qunlearn.data.splits import training_samples
+from qunlearn.errors import ConfigError
+from qunlearn_export.files import write_atomic
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "kws": {"epochs": 16, "batch_size": 64, "lr": 0.05},
+    "digits": {"epochs": 20, "batch_size": 64, "lr": 0.05},
+    "cifar10": {"epochs": 20, "batch_size": 128, "lr": 0.1},
+    "fashion_mnist": {"epochs": 8, "batch_size": 128, "lr": 0.1},
+}
+"""Training settings per built-in source; other sources use the defaults of :class:`qunlearn.quant.Recipe`."""
+
+SECOND = 2000
+"""Added to the seed of the second retrained network, the noise floor of a table."""
+
+
+def recipe_for(dataset: Dataset, source: str, **given: Any) -> quant.Recipe:
+    """The recipe of a source, with the settings ``given`` in place of its own; None stands for not given."""
+    settings = {**RECIPES.get(source, {}), "augment": dataset.augment}
+    settings |= {n: v for n, v in given.items() if v is not None}
+    try:
+        return quant.Recipe(**settings)
+    except TypeError as err:
+        raise ConfigError(f"training settings: {err}.", remedy="Use the fields of qunlearn.quant.Recipe.") from err
+
+
+def reference_seed(seed: int) -> int:
+    """Seed of a retrained network beside an original of ``seed``: another start and another order of the data."""
+    return seed + 1000
+
+
+def build_model(
+    name: str, dataset: Dataset, spec: quant.QuantSpec, *, seed: int, init_from: Path | None = None
+) -> quant.QuantModel:
+    """A prepared, untrained network for the data set, or one that starts from the tensors of another run."""
+    net = models.build(name, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=seed)
+    rows = dataset.where("train")[:64]
+    example = torch.from_numpy(Samples(dataset, rows).inputs())
+    model = quant.prepare(net, spec, example)
+    if init_from is not None:
+        source, config = quant.load_run(init_from)
+        if config.in_shape != dataset.in_shape or config.num_classes != dataset.num_classes or config.model != name:
+            raise ConfigError(
+                f"{init_from} holds {config.model} for {config.in_shape} and {config.num_classes} classes.",
+                remedy=f"Give a run of {name} for {dataset.in_shape} and {dataset.num_classes} classes.",
+            )
+        own = model.state_dict()
+        grid = ("tensor_quant.scale", "tensor_quant.zero_point")
+        same_bits = config.spec == spec
+        own.update({n: t for n, t in source.state_dict().items() if same_bits or not n.endswith(grid)})
+        model.load_state_dict(own)
+    return model
+
+
+def run_config(
+    name: str, dataset: Dataset, source: str, spec: quant.QuantSpec, provenance: Mapping[str, Any]
+) -> quant.RunConfig:
+    """The config that a run folder keeps."""
+    return quant.RunConfig(
+        model=name,
+        in_shape=dataset.in_shape,
+        num_classes=dataset.num_classes,
+        spec=spec,
+        data=source,
+        task="classification",
+        preprocess=dataset.preprocess.to_json(),
+        provenance={
+            **provenance,
+            "dataset": dataset.title or dataset.name,
+            "dataset_digest": dataset.digest(),
+            "code": fingerprint.code_digest(),
+        },
+    )
+
+
+def load_dataset(grid: Grid, data_dir: Path | None) -> Dataset:
+    """The grid's data; with ``subset``, its training part cut to a seeded choice balanced over classes."""
+    dataset = sources.load(grid.data, data_dir=data_dir, seed=0)
+    if grid.subset is None:
+        return dataset
+    train = dataset.where("train")
+    if grid.subset > len(train):
+        raise ConfigError(f"subset {grid.subset} is more than {len(train)} samples.", remedy="Take fewer.")
+    cells = [(int(dataset.y[i]), "" if dataset.group is None else str(dataset.group[i])) for i in train]
+    hashes = [dataset.hashes[i] for i in train]
+    chosen = stratified_part(hashes, cells, grid.subset / len(train), seed=0, purpose="bench.subset")
+    rows = np.sort(np.concatenate([train[chosen], dataset.where("heldout"), dataset.where("test")]))
+    group = None if dataset.group is None else dataset.group[rows]
+    names = {n: getattr(dataset, n)[rows] for n in ("x", "y", "ids", "part")}
+    return replace(dataset, **names, group=group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One network: ``request`` is what it never saw, or empty; ``seed`` that of its training."""
+
+    model: str
+    bits: str
+    seed: int
+    request: str = ""
+    split_seed: int = 0
+
+    @property
+    def folder(self) -> str:
+        """A folder name that tells networks of one grid apart."""
+        kept = {k: v for k, v in asdict(self).items() if k != "split_seed" or self.request.startswith("random")}
+        return f"{self.model.replace(':', '_')}-{self.bits}-{self.seed}-{fingerprint.config_digest(kept)[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A network with the seconds and the processor seconds that its training took."""
+
+    model: quant.QuantModel
+    config: quant.RunConfig
+    seconds: float
+    processor: float
+
+
+def network(grid: Grid, dataset: Dataset, key: Key, work: Path) -> Trained:
+    """From the work folder, or trained into it. A folder made by another recipe or other data is a ConfigError."""
+    folder = work / "networks" / key.folder
+    recipe = recipe_for(dataset, grid.data, **grid.train)
+    facts = {"key": asdict(key), "recipe": asdict(recipe), "data": dataset.digest()}
+    digest = fingerprint.config_digest(facts)
+    note = folder / "bench.json"
+    if note.exists():
+        known = json.loads(note.read_text())
+        if known["digest"] != digest:
+            raise ConfigError(
+                f"{folder} was trained by another recipe or on other data.", remedy="Use another work folder."
+            )
+        model, config = quant.load_run(folder)
+        return Trained(model=model, config=config, seconds=known["seconds"], processor=known["processor"])
+    spec = quant.QuantSpec.parse(key.bits)
+    model = build_model(key.model, dataset, spec, seed=key.seed)
+    request = Request.parse(key.request) if key.request else None
+    samples = training_samples(dataset, request, key.split_seed)
+    started, busy = time.perf_counter(), time.process_time()
+    folder.mkdir(parents=True, exist_ok=True)
+    quant.train(
+        model, tasks.get("classification"), samples, recipe, seed=key.seed,
+        state_file=folder / "train.state", resume=True,
+    )  # fmt: skip
+    seconds, processor = time.perf_counter() - started, time.process_time() - busy
+    config = run_config(key.model, dataset, grid.data, spec, {"command": "bench", **asdict(key)})
+    quant.save_run(folder, model, config)
+    value = {"digest": digest, "seconds": seconds, "processor": processor}
+    write_atomic(note, (json.dumps(value, indent=2) + "\n").encode())
+    (folder / "train.state").unlink(missing_ok=True)
+    return Trained(model=model, config=config, seconds=seconds, processor=processor)

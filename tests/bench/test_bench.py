@@ -1,0 +1,278 @@
+"""The bench: grids, equal draws, a closed test split, resumption, tables that refuse to flatter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qunlearn import bench
+from qunlearn.bench import cell as cells
+from qunlearn.bench import runner as running
+from qunlearn.bench import table
+from qunlearn.bench.cell import Bench, Spot, closed
+from qunlearn.bench.draw import draw
+from qunlearn.bench.grid import Grid, grid_from
+from qunlearn.bench.networks import load_dataset, network
+from qunlearn.bench.plan import choose, expanded, report_jobs, score, spots, tuning_jobs
+from qunlearn.bench.store import Store
+from qunlearn.data import sources
+from qunlearn.data.request import Request
+from qunlearn.data.splits import make_splits
+from qunlearn.errors import ArtefactError, ConfigError, InvariantError
+from qunlearn.unlearn import METHODS
+
+TINY: dict[str, Any] = {
+    "data": "digits", "models": ["resnet8@4"], "requests": ["class=3"], "methods": ["rl", "ga"], "seeds": [0],
+    "tune_seeds": [100], "budget": 2, "cost": 5.0, "subset": 300, "train": {"epochs": 2},
+    "shared": {"batch_size": 64},
+}  # fmt: skip
+
+
+def tiny(**more: Any) -> Grid:
+    return grid_from({**TINY, **more}, where="test")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("grid")
+    bench.run(tiny(), work=out / "work", out=out, say=lambda text: None)
+    return out
+
+
+def test_grid_problems_are_listed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as err:
+        grid_from(
+            {**TINY, "methods": ["rl", "magic"], "tune_seeds": [0], "bits": ["w9a9"], "requests": ["class"],
+             "settings": {"rl": {"speed": 1}}, "bn": "maybe"}, where="x.toml",
+        )  # fmt: skip
+    for part in ("magic", "both tune and report", "w9a9", "speed", "bn must", "x.toml"):
+        assert part in err.value.message
+    with pytest.raises(ConfigError, match="unknown key 'sedes'"):
+        grid_from({**TINY, "sedes": [1]}, where="x")
+    with pytest.raises(ConfigError, match="models is missing"):
+        grid_from({k: v for k, v in TINY.items() if k != "models"}, where="x")
+    with pytest.raises(ConfigError, match="list of whole numbers"):
+        grid_from({**TINY, "seeds": ["a"]}, where="x")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("data = ")
+    with pytest.raises(ConfigError, match="not TOML"):
+        bench.read_grid(bad)
+    with pytest.raises(ConfigError, match="cannot read"):
+        bench.read_grid(tmp_path / "none.toml")
+    assert grid_from({**TINY, "methods": "all"}, where="x").methods == tuple(METHODS)
+
+
+def test_committed_grids_are_valid() -> None:
+    folder = Path(__file__).resolve().parents[2] / "benchmarks" / "grids"
+    names = sorted(folder.glob("*.toml"))
+    assert names
+    for path in names:
+        assert bench.read_grid(path).methods
+
+
+def test_draws_are_equal_in_number_nested_and_in_range() -> None:
+    grid = tiny(budget=6, methods=["rl", "ga", "scrub", "ssd", "oeu"], search={"oeu": {"loss": ["e1", "e2"]}})
+    for method in grid.methods:
+        own = draw(grid, method)
+        assert len(own) == 6
+        assert own[:2] == draw(dataclasses.replace(grid, budget=2), method)
+        assert len({json.dumps(c, sort_keys=True) for c in own}) == 6
+        for config in own:
+            METHODS[method](**config).validate()
+            assert config["stop_rule"] is False
+    assert {c["loss"] for c in draw(grid, "oeu")} == {"e1", "e2"}
+    assert {c["epochs"] for c in draw(dataclasses.replace(grid, budget=40), "rl")} == {1, 3, 5, 10}
+    lrs = sorted(c["lr"] for c in draw(dataclasses.replace(grid, budget=40), "rl"))
+    assert lrs[0] < 5e-4 < 5e-3 < lrs[-1]  # log-uniform: small and large values both occur
+    frozen = draw(dataclasses.replace(grid, bn="frozen"), "rl")
+    assert all(c["bn"] == "frozen" for c in frozen)
+
+
+def test_every_group_and_class() -> None:
+    digits, kws = sources.load("digits"), sources.load("kws")
+    assert len(expanded(["class=*"], digits)) == 10
+    assert expanded(["group=*"], kws)[0] == "group=george"
+    with pytest.raises(ConfigError, match=r"group=\*"):
+        expanded(["group=*"], digits)
+
+
+def test_a_tuner_that_peeks_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = make_splits(sources.load("digits"), Request.parse("class=3"), seed=0)
+    shut = closed(splits)
+    assert len(shut.test) == len(splits.test)
+    for look in (lambda: shut.test.inputs(), lambda: shut.test.targets(), lambda: shut.test.raw()):
+        with pytest.raises(InvariantError, match="test split"):
+            look()
+    grid = tiny()
+    runner = Bench(grid, load_dataset(grid, None), tmp_path)
+    spot = Spot(model="resnet8@4", bits="w8a8", request="class=3", seed=100)
+    config = draw(grid, "ga")[0]
+    assert "error" not in runner.run(spot, "ga", config, tuning=True)
+    monkeypatch.setattr(cells, "CLOSED_SETS", cells.OPEN_SETS)
+    with pytest.raises(InvariantError, match="test split"):
+        runner.run(spot, "ga", config, tuning=True)
+
+
+def test_results_and_table(finished: Path) -> None:
+    store = Store(finished)
+    assert sum(c["tuning"] for c in store) == 4
+    assert sum(not c["tuning"] for c in store) == 5
+    assert all("test_accuracy" not in c["onnx"] for c in store if c["tuning"])
+    value = bench.tables(finished)
+    (section,) = value["sections"]
+    rows = {r["method"]: r for r in section["rows"]}
+    assert set(rows) == {"original", "retrained", "second retrained", "rl", "ga"}
+    assert rows["retrained"]["gap"] == (0.0, 0.0)
+    assert section["rows"][-1]["method"] == "retrained"
+    assert not any(r["bold"] for r in section["rows"])  # one seed
+    assert rows["original"]["gap"][0] > 0 < rows["second retrained"]["gap"][0]
+    text = table.text(value)
+    assert "one seed (0)" in text
+    for chosen in value["chosen"]:
+        assert chosen["tried"] == 2
+
+
+def test_running_again_computes_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (finished / "cells.jsonl").read_bytes()
+    monkeypatch.setattr(Bench, "run", lambda *a, **k: pytest.fail("a finished cell was computed again"))
+    bench.run(tiny(), work=finished / "work", out=finished, say=lambda text: None)
+    assert (finished / "cells.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match="another grid"):
+        bench.run(tiny(budget=1), work=finished / "work", out=finished, say=lambda text: None)
+    grid = tiny(train={"epochs": 1})
+    key = next(iter(cells.keys_of(spots(grid, load_dataset(grid, None), tuning=False)[0]).values()))
+    with pytest.raises(ConfigError, match="another recipe"):
+        network(grid, load_dataset(grid, None), key, finished / "work")
+
+
+def test_results_are_immutable(finished: Path, tmp_path: Path) -> None:
+    lines = (finished / "cells.jsonl").read_text().splitlines()
+    (tmp_path / "cells.jsonl").write_text("\n".join(lines) + "\n" + lines[0][:40])
+    assert len(Store(tmp_path).cells) == len(lines)  # the cut-off line is dropped, and gone from the file
+    assert (tmp_path / "cells.jsonl").read_text() == "\n".join(lines) + "\n"
+    flattered = lines[-1].replace('"gap":0.', '"gap":0.0', 1)
+    assert flattered != lines[-1]
+    (tmp_path / "cells.jsonl").write_text("\n".join([*lines[:-1], flattered]) + "\n")
+    with pytest.raises(ArtefactError, match=f"line {len(lines)} was changed"):
+        Store(tmp_path)
+
+
+def test_kill_and_resume_over_processes(tmp_path: Path) -> None:
+    """SIGKILL after the first cell; the finished cells are kept and the others added by two processes."""
+    grid = tmp_path / "grid.toml"
+    lines = ['data = "digits"', 'models = ["resnet8@4"]', 'requests = ["class=3", "class=5"]', 'methods = ["rl"]']
+    lines += ["seeds = [0]", "budget = 1", "subset = 300", "[train]", "epochs = 1", "[shared]", "batch_size = 64"]
+    grid.write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "qunlearn", "bench", "run", str(grid), "-o", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    file = out / "cells.jsonl"
+    deadline = time.monotonic() + 120
+    while not (file.exists() and file.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = file.read_bytes()
+    kept = first[: first.rfind(b"\n") + 1]
+    assert kept
+    done = subprocess.run(
+        [*command, "--processes", "2"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert file.read_bytes().startswith(kept)
+    assert len(Store(out).cells) == 8
+    assert (out / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def made(method: str, gap: float, seed: int, **more: Any) -> dict[str, Any]:
+    onnx = {"forget_accuracy": 0.5, "retain_accuracy": 0.9, "test_accuracy": 0.9, "mia": 0.5, "mia_degenerate": False}
+    return {
+        "model": "m", "bits": "w8a8", "request": "class=3", "seed": seed, "method": method, "config": {}, "gap": gap,
+        "onnx": onnx, "torch": onnx, "utility": [], "seconds": 1.0, "processor": 1.0, "passes": 1.0, **more,
+    }  # fmt: skip
+
+
+def test_bold_only_beyond_the_noise_floor() -> None:
+    def rows(first: float, second: float, floor: float, seeds: int = 3) -> list[dict[str, Any]]:
+        out = []
+        for s in range(seeds):
+            out += [made("original", 0.4, s), made("retrained", 0.0, s), made("second retrained", floor, s)]
+            out += [made("rl", first, s), made("ga", second, s)]
+        return table.rows_of(out)
+
+    assert [r["method"] for r in rows(0.1, 0.2, 0.05) if r["bold"]] == ["rl"]
+    assert not [r for r in rows(0.1, 0.14, 0.05) if r["bold"]]
+    assert not [r for r in rows(0.1, 0.2, 0.05, seeds=2) if r["bold"]]
+
+
+def test_no_table_without_doing_nothing() -> None:
+    with pytest.raises(ArtefactError, match="doing nothing"):
+        table.rows_of([made("rl", 0.1, 0), made("retrained", 0.0, 0)])
+
+
+def test_marks() -> None:
+    base = [made("original", 0.2, 0), made("retrained", 0.0, 0), made("second retrained", 0.01, 0)]
+    torch = {**base[0]["torch"], "test_accuracy": 0.89}
+    degenerate = {**base[0]["onnx"], "mia_degenerate": True}
+    more = [
+        made("ft", 0.25, 0), made("ga", 0.1, 0, utility=["F-COLLAPSE-ENTROPY"]), made("rl", 0.1, 0, torch=torch),
+        made("ssd", 0.1, 0, onnx=degenerate), {**made("qmul", 0.0, 0), "error": "DivergedError: x", "gap": None},
+    ]  # fmt: skip
+    rows = {r["method"]: r for r in table.rows_of([*base, *more])}
+    assert rows["ft"]["marks"] == ["no effect"]
+    assert rows["ga"]["marks"] == ["utility"]
+    assert rows["rl"]["marks"] == ["torch differs"]
+    assert rows["ssd"]["marks"] == ["degenerate attack"]
+    assert rows["qmul"]["failed"] == 1
+    assert "all failed" in table.markdown(list(rows.values()))
+
+
+def test_choice_prefers_useful_and_cheap_runs() -> None:
+    grid = tiny(budget=3, methods=["rl"])
+    dataset = load_dataset(grid, None)
+    configs = draw(grid, "rl")
+    jobs = list(tuning_jobs(grid, dataset))
+    assert [j.config for j in jobs] == configs
+
+    def tuned(gap: float, **more: Any) -> dict[str, Any]:
+        value = dict.fromkeys(("forget_accuracy", "retain_accuracy", "heldout_accuracy", "mia"), 0.5)
+        return {"onnx": {k: v + gap for k, v in value.items()}, "retrained": value, "passes": 1.0, "utility": [],
+                "seconds": 1.0, **more}  # fmt: skip
+
+    found = {jobs[0].id(grid): tuned(0.01, passes=99.0), jobs[1].id(grid): tuned(0.02, utility=["F-UTILITY-RETAIN"]),
+             jobs[2].id(grid): tuned(0.3)}  # fmt: skip
+    (choice,) = choose(grid, dataset, found)
+    assert choice.config == configs[2]
+    assert (choice.tried, choice.failed, choice.gate) == (3, 1, True)
+    assert score(grid, dataset, {"error": "x"})[0] == 2
+    assert [j.method for j in report_jobs(grid, dataset, [choice])] == [
+        "original",
+        "retrained",
+        "second retrained",
+        "rl",
+    ]
+
+
+def test_failed_runs_are_cells(tmp_path: Path) -> None:
+    grid = tiny()
+    runner = Bench(grid, load_dataset(grid, None), tmp_path)
+    spot = Spot(model="resnet8@4", bits="w8a8", request="class=3", seed=0)
+    found = runner.run(spot, "ga", {"lr": 1e-9, "epochs": 1}, tuning=False)
+    assert found["error"].startswith("InvariantError")
+
+
+def test_worker_that_dies_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = tiny(data=str(tmp_path / "gone.npz"))
+    monkeypatch.setattr(running, "load_dataset", lambda grid, folder: sources.load("digits"))
+    runner = running.Runner(grid, tmp_path, None, 2, Store(tmp_path), lambda text: None)
+    with pytest.raises(InvariantError, match="worker"):
+        runner("cells", [("network", None)])
