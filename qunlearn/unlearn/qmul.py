@@ -62,8 +62,8 @@ class _EpochTable:
 class QMUL(EpochSGD):
     """Minimise the mean of `w_i CE_i` over both sets, forget samples with their similar label; weights anew each epoch.
 
-    The similar label is the other class whose probability is nearest to the true class's; `w_f = G_r / (G_f + G_r)` and
-    `w_r = G_f / (G_f + G_r)`, where G is the mean over batches of the sum of the tensors' gradient norms.
+    The similar label is the other class whose probability is nearest to the true class; `w_f = G_r / (G_f + G_r)` and
+    `w_r = G_f / (G_f + G_r)`, where G is the mean over batches of the sum of the gradient norms of the tensors.
     `variant="as_released"` turns on all deviations of the released code, each of which is a switch of its own.
     """
 
