@@ -121,14 +121,14 @@ def compare(name: str, model: quant.QuantModel, samples: Samples, folder: Path) 
 
 
 def trained(
-    name: str, dataset: Dataset, bits: str, *, samples: int | None = None, epochs: int = 2, lr: float = 0.05
+    name: str, dataset: Dataset, bits: str, *, samples: int | None = None, epochs: int = 2, lr: float = 0.05, grid: str = "free"
 ) -> quant.QuantModel:
     """A network after a short training, the second half of its epochs quantization-aware."""
     train = dataset.where("train")
     if samples is not None:
         train = np.sort(np.random.default_rng(0).permutation(train)[:samples])
     net = models.build(name, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=0)
-    model = quant.prepare(net, quant.QuantSpec.parse(bits), torch.from_numpy(Samples(dataset, train[:16]).inputs()))
+    model = quant.prepare(net, quant.QuantSpec.parse(bits, grid=grid), torch.from_numpy(Samples(dataset, train[:16]).inputs()))
     recipe = quant.Recipe(epochs=epochs, batch_size=32, lr=lr, float_share=0.5)
     return quant.train(model, tasks.get("classification"), Samples(dataset, train), recipe, seed=0)
 
