@@ -116,7 +116,7 @@ def _add_kernel_share(a: g.Activation, b: g.Activation, out: g.Activation, layer
 
 
 def _multiply_add(x: Any, m: Any, c: Any, fused: bool) -> Any:
-    """``x m + c`` in float32: two roundings, or (fused) one; the product of a code and a float32 is exact in float64."""
+    """``x m + c`` in float32: two roundings, or (fused) one; a code times a float32 is exact in float64."""
     if fused:
         return np.add(np.multiply(x, m, dtype=np.float64), c, dtype=np.float64).astype(np.float32)
     return np.add(np.multiply(x, m, dtype=np.float32), c, dtype=np.float32)

@@ -1,10 +1,10 @@
 """The exact grid: scales with which every float32 sum of a layer is exact, so that all runtimes give the same codes.
 
-Activation scales are powers of two and folded weight scales (``s_w |gamma| / sigma``) have ``MANTISSA`` significant bits.
+Activation scales are powers of two; folded weight scales (``s_w |gamma| / sigma``) have ``MANTISSA`` significant bits.
 A product of two dequantized values is then an integer times a power of two, and a sum is exact in any order as long as
-it stays below 2^24 of these units, that is below 2^18 integer steps. The multiplier of the output is exact too, so
-halves are halves in every reading and go to even. Powers of two for activations: Jain et al. 2020 (TQT); short weight
-scales beside them are our own choice.
+it stays below 2^24 of these units, that is below 2^18 integer steps; larger ones, far outside most output ranges, are
+rounded as ever. The multiplier of the output is exact too, so halves are halves in every reading and go to even. Powers
+of two for activations: Jain et al. 2020 (TQT); short weight scales beside them are our own choice.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def bn_affine(bn: nn.Module) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def weight_grid(q: FakeQuantize, factor: NDArray[np.float64] | None) -> tuple[Tensor, NDArray[np.float64]]:
-    """The weight scale [K, 1, ...] moved so that it is short after folding by ``factor`` [K], and the folded one [K]."""
+    """The weight scale [K, 1, ...] moved to be short after folding by ``factor`` [K], and the folded one [K]."""
     own = q.scale.detach().double().cpu().numpy().reshape(-1)
     gain = np.ones_like(own) if factor is None else np.abs(factor)
     folded = short(own * gain)

@@ -18,8 +18,8 @@ class QuantSpec:
 
     First and last weighted layer keep 8 bits; activations below 8 bits are those after a ReLU, all others keep 8
     (DESIGN 3, artefact_onnx 2.2). ``weight_range="7bit"`` holds 8-bit weight codes in [-63, 63], which is exact in any
-    x86 session at the cost of one bit of weight resolution. ``grid="exact"`` takes powers of two as activation scales and
-    short weight scales, with which float sums are exact and every runtime gives the same codes (``quant.exact``).
+    x86 session at the cost of one bit of weight resolution. ``grid="exact"`` takes powers of two as activation scales
+    and short weight scales, with which float sums are exact and every runtime gives the same codes (``quant.exact``).
     """
 
     weight_bits: int = 8
