@@ -18,7 +18,7 @@ from qunlearn_export import oracle
 
 F32 = np.float32
 FACTOR = 1.0007
-TRIES = 8
+TRIES = 32
 _CODES = np.arange(-128, 128).astype(np.int8)
 
 
@@ -66,7 +66,7 @@ def reading_share(layer: g.AnyLayer, graph: g.Graph) -> float:
 
 
 def detie_scale(layer: g.AnyLayer, graph: g.Graph) -> np.float32:
-    """An output scale for ``layer`` at which all readings agree: times 1.0007, up to 8 times; else the best tried."""
+    """An output scale for ``layer`` at which all readings agree: times 1.0007, up to 32 times; else the best tried."""
     out = graph.activations[layer.output]
     best, scale = (2.0, F32(out.scale)), F32(out.scale)
     for _ in range(TRIES + 1):
