@@ -81,7 +81,7 @@ def run_weighted(module: Any, bn: nn.BatchNorm2d | None, q: FakeQuantize, x_scal
     exact = q.codes(module.weight, scale=grid).to(x.dtype) * _as(signed, x).reshape(like)
     raw = module.bias
     bias = 0.0 if raw is None else raw.detach().double().cpu().numpy()
-    bias = bias if factor is None else offset + bias * factor
+    bias = bias if factor is None or offset is None else offset + bias * factor
     shift = None if raw is None and bn is None else _as(_rounded(bias, folded * float(x_scale)), x)
     if torch.is_grad_enabled():
         weight = q.quantize(module.weight, scale=grid)
@@ -104,7 +104,7 @@ def _rounded(bias: Any, grid: NDArray[np.float64]) -> NDArray[np.float64]:
     """The bias on its int32 grid; a dead channel (no grid) keeps its own."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         out = np.rint(bias / grid) * grid
-    return np.where(np.isfinite(out), out, bias)
+    return np.asarray(np.where(np.isfinite(out), out, bias))
 
 
 def _gain(bn: nn.BatchNorm2d) -> Tensor:

@@ -128,7 +128,7 @@ def _weights(
     scale = q.scale.detach().double().flatten().cpu().numpy()
     raw_bias = module.bias
     bias = raw_bias.detach().double().cpu().numpy() if isinstance(raw_bias, Tensor) else None
-    if factor is not None:
+    if factor is not None and offset is not None:
         bias = offset + (0.0 if bias is None else bias) * factor
         w_codes = np.where((factor < 0)[:, None, None, None], -w_codes, w_codes).astype(np.int8)
         scale = scale * np.abs(factor)
