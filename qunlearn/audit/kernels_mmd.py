@@ -69,8 +69,8 @@ def gram_times(points: Float, gamma: float, weights: Float, *, chunk: int = 512,
 class Sums:
     """Kernel sums of weighted sets over one set of points.
 
-    ``weights`` [n, q] and the products ``all_pairs`` = K W and ``same_class`` = K restricted to pairs of one class, both
-    without the diagonal; ``classes`` [n] numbers 0..C-1; ``share`` [C] weight of every class (they sum to 1).
+    ``weights`` [n, q] and the products ``all_pairs`` = K W and ``same_class`` = K restricted to pairs of one class,
+    both without the diagonal; ``classes`` [n] numbers 0..C-1.
     """
 
     weights: Float

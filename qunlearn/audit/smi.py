@@ -89,7 +89,7 @@ class Smi(Audit):
     chunk: int = hyper(512, low=1, high=100_000, unit="rows", doc="Rows of the kernel that are in memory at once.")
 
     def run(self, ctx: AuditContext) -> Measurement:
-        """Estimates on after and reference with the same resamples, self checks, and the gates that rule out a verdict."""
+        """Estimates on before, after and reference with the same resamples, self checks, gates."""
         sets = audit_sets(ctx.splits, max_n=self.max_n, seed=ctx.seed)
         features = {name: self._features(p, sets) for name, p in ctx.predictors().items()}
         found = {name: self._estimate(f, ctx.seed) for name, f in features.items()}
