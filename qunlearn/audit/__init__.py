@@ -10,11 +10,13 @@ from qunlearn.audit.predictor import OnnxPredictor, OraclePredictor, Predictor, 
 from qunlearn.audit.registry import AUDITS, register
 from qunlearn.audit.result import AuditResult
 from qunlearn.audit.run import Artefact, AuditRun, audit_run, same_results
+from qunlearn.audit.smi import Smi
 from qunlearn.audit.summary import gap, summary
 from qunlearn.audit.verdict import Judgement, Measurement
 
 register(Accuracy)
 register(Mia)
+register(Smi)
 
 __all__ = [
     "AUDITS",

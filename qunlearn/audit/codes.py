@@ -22,6 +22,13 @@ REASONS: Mapping[str, str] = {
     "I-SAME-CODES": "The integer codes before and after are the same: the shipped model did not change.",
     "I-SAME-LOGITS": "The logits before and after are equal bit for bit.",
     "I-MIA-DEGENERATE": "The attack cannot tell members from non-members at all; its share is an accident.",
+    "I-SMI-NO-SIGNAL": "Members and non-members cannot be told apart on these features: nothing can be estimated.",
+    "I-SMI-FEW": "Too few samples remain in a set after matching classes.",
+    "I-SMI-CLASSES": "More than a tenth of the forget set is of classes that members or non-members lack.",
+    "I-SMI-WIDE": "The interval of the forgetting rate is wider than one half.",
+    "I-SMI-SELF-CHECK": "A set of known forgetting rate was not estimated rightly on these features.",
+    "I-SMI-OFF-MIXTURE": "The forget set looks like neither members nor non-members nor a mixture of both.",
+    "I-SMI-COV": "The covariance form decides nothing.",
     "I-DISAGREE": "The trained model and a shipping artefact got different verdicts.",
 }
 

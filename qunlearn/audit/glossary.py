@@ -174,6 +174,17 @@ GLOSSARY: Mapping[str, Entry] = MappingProxyType(
             range="0..1",
             interval="Wilson, 90 %, threshold held fixed",
         ),
+        "forgetting_rate": Entry(
+            title="forgetting rate",
+            formula=(
+                "share pi of the forget set's features that are distributed like never-trained data: F_u = pi F_n + "
+                "(1 - pi) F_m, by kernel mean embeddings with unbiased, class-matched sums; unclipped"
+            ),
+            target="the retrained model's value, about 1",
+            reference=_RETRAINED,
+            range="any; 0 = like members, 1 = like never-trained data",
+            interval="percentile bootstrap over all three sets, 90 %; difference: the same resamples for both",
+        ),
         "parity_max": Entry(
             title="parity max",
             formula="max |d| over a layer's outputs, d = difference of integer codes",

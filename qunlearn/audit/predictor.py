@@ -101,6 +101,15 @@ class Predictor(ABC):
         return self._cache[key]
 
     @final
+    def features_on(self, samples: Samples, name: str) -> NDArray[np.float32]:
+        """Feature ``name`` float32 [n, d] of all samples, in their order; not remembered."""
+        parts = []
+        for start in range(0, len(samples), CHUNK):
+            x = samples.inputs(np.arange(start, min(start + CHUNK, len(samples))))
+            parts.append(self.features(x, (name,))[name])
+        return np.concatenate(parts)
+
+    @final
     def forget_cache(self) -> None:
         """Drop the remembered logits (tests that two evaluations are bit-equal need this)."""
         self._cache.clear()
@@ -216,8 +225,11 @@ class _FilePredictor(Predictor):
 class OnnxPredictor(_FilePredictor):
     """An int8 ONNX file under ONNX Runtime, opened by the project's one session helper; one thread.
 
-    ``level`` is ``all`` (kind ``onnx-all``) or ``off`` (kind ``onnx-off``).
+    ``level`` is ``all`` (kind ``onnx-all``) or ``off`` (kind ``onnx-off``). Features are the file's own internal
+    tensors, read through extra outputs of the same graph in the same kind of session.
     """
+
+    capabilities: ClassVar[frozenset[str]] = frozenset({"logits", "codes", "features"})
 
     def __init__(self, source: str | os.PathLike[str] | bytes, *, level: str = "all") -> None:
         if level not in ("all", "off"):
@@ -233,6 +245,7 @@ class OnnxPredictor(_FilePredictor):
                 "an audit needs a file with one float input.", remedy="Export it with --io float; codes are the same."
             )
         self._info = session_info(self.data, level=level, threads=1)
+        self._taps: dict[tuple[str, ...], tuple[Any, Mapping[str, str]]] = {}
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -249,6 +262,18 @@ class OnnxPredictor(_FilePredictor):
 
         outputs = run(self._session, np.ascontiguousarray(x, dtype=np.float32), batch=CHUNK)
         return np.asarray(next(iter(outputs.values())), dtype=np.float32)
+
+    def features(self, x: NDArray[np.float32], names: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:
+        from qunlearn_export.runtime import make_session, run
+        from qunlearn_export.taps import tapped
+
+        key = tuple(names)
+        if key not in self._taps:
+            data, outputs = tapped(self.data, self.graph, names)
+            self._taps[key] = make_session(data, level=self.kind.removeprefix("onnx-"), threads=1), outputs
+        session, outputs = self._taps[key]
+        found = run(session, np.ascontiguousarray(x, dtype=np.float32), batch=CHUNK)
+        return {n: np.asarray(found[outputs[n]], np.float32).reshape(len(x), -1) for n in names}
 
 
 class OraclePredictor(_FilePredictor):
