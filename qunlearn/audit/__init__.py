@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from qunlearn.audit.accuracy import Accuracy
 from qunlearn.audit.base import Audit, AuditContext
+from qunlearn.audit.cka import Cka
 from qunlearn.audit.glossary import GLOSSARY, Entry
 from qunlearn.audit.mia import Mia
 from qunlearn.audit.predictor import OnnxPredictor, OraclePredictor, Predictor, TorchPredictor
+from qunlearn.audit.recovery import Recovery
 from qunlearn.audit.registry import AUDITS, register
 from qunlearn.audit.result import AuditResult
 from qunlearn.audit.run import Artefact, AuditRun, audit_run, same_results
@@ -17,6 +19,8 @@ from qunlearn.audit.verdict import Judgement, Measurement
 register(Accuracy)
 register(Mia)
 register(Smi)
+register(Cka)
+register(Recovery)
 
 __all__ = [
     "AUDITS",

@@ -29,6 +29,9 @@ REASONS: Mapping[str, str] = {
     "I-SMI-SELF-CHECK": "A set of known forgetting rate was not estimated rightly on these features.",
     "I-SMI-OFF-MIXTURE": "The forget set looks like neither members nor non-members nor a mixture of both.",
     "I-SMI-COV": "The covariance form decides nothing.",
+    "I-CKA-FEW": "The forget set has fewer than 50 samples: the similarity of features is not estimated well enough.",
+    "I-CKA-UNDEFINED": "A layer's features are constant: its similarity is undefined.",
+    "I-RECOVERY-FEW": "Fewer than 20 samples of the forgotten kind are left to judge the probe on.",
     "I-DISAGREE": "The trained model and a shipping artefact got different verdicts.",
 }
 

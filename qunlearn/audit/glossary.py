@@ -185,6 +185,32 @@ GLOSSARY: Mapping[str, Entry] = MappingProxyType(
             range="any; 0 = like members, 1 = like never-trained data",
             interval="percentile bootstrap over all three sets, 90 %; difference: the same resamples for both",
         ),
+        "cka_to_original": Entry(
+            title="similarity to the original (CKA)",
+            formula="debiased linear CKA between the features of the model and of the original on the forget set, mean "
+            "over layers and logits",
+            target="the retrained model's value, not 0",
+            reference=_RETRAINED,
+            range="about 0..1",
+            interval="normal, 90 %, error by the delete-half jackknife; difference: the same halves for both",
+        ),
+        "recovery_accuracy": Entry(
+            title="recovery by a linear probe",
+            formula="accuracy, among all classes, of a new linear head on frozen features, trained on few forgotten "
+            "and many retained samples, on never-trained samples of the forgotten kind; mean over heads",
+            target="the retrained model's value, not 0",
+            reference=_RETRAINED,
+            range="0..1",
+            interval=_NORMAL,
+        ),
+        "recovery_neighbours": Entry(
+            title="recovery by nearest neighbours",
+            formula="the same with the 5 nearest of the probe's samples in cosine similarity in place of the head",
+            target="the retrained model's value, not 0",
+            reference=_RETRAINED,
+            range="0..1",
+            interval=_NORMAL,
+        ),
         "parity_max": Entry(
             title="parity max",
             formula="max |d| over a layer's outputs, d = difference of integer codes",

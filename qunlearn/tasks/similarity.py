@@ -12,6 +12,7 @@ from qunlearn.errors import ConfigError
 ESTIMATORS = ("debiased", "batch_biased")
 BATCH = 512
 SMALLEST = 1e-12
+WIDE = 4096
 
 
 def _unbiased(k: NDArray[np.float64], m: NDArray[np.float64]) -> float:
@@ -27,13 +28,21 @@ def _ratio(kl: float, kk: float, ll: float) -> float:
     return kl / math.sqrt(product) if kk > 0 and ll > 0 and math.sqrt(product) > SMALLEST else math.nan
 
 
-def _debiased(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    grams = []
-    for f in (x, y):
-        g = f @ f.T
-        np.fill_diagonal(g, 0.0)
-        grams.append(g)
-    k, m = grams
+def gram(x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Linear Gram matrix float64 [n, n] of centred features [n, ...], diagonal zeroed: what :func:`cka_of` takes.
+
+    Features of more than 4096 dimensions are multiplied in float32.
+    """
+    f = np.asarray(x).reshape(len(x), -1)
+    f = f.astype(np.float64 if f.shape[1] <= WIDE else np.float32)
+    f = f - f.mean(0)  # no change in exact arithmetic; keeps the matrix well conditioned
+    g: NDArray[np.float64] = (f @ f.T).astype(np.float64)
+    np.fill_diagonal(g, 0.0)
+    return g
+
+
+def cka_of(k: NDArray[np.float64], m: NDArray[np.float64]) -> float:
+    """Debiased CKA of two matrices of :func:`gram`, or of the same rows and columns of both; NaN where undefined."""
     return _ratio(_unbiased(k, m), _unbiased(k, k), _unbiased(m, m))
 
 
@@ -57,9 +66,8 @@ def cka(x: NDArray[np.floating], y: NDArray[np.floating], *, estimator: str = "d
             f"features of {len(x)} and {len(y)} samples cannot be compared.",
             remedy="Give both feature sets for the same samples, at least 4.",
         )
-    a, b = (np.asarray(f, dtype=np.float64).reshape(len(f), -1) for f in (x, y))
-    a, b = a - a.mean(0), b - b.mean(0)  # no change in exact arithmetic; keeps the Gram matrices well conditioned
     if estimator == "debiased":
-        return _debiased(a, b)
+        return cka_of(gram(x), gram(y))
+    a, b = (np.asarray(f, dtype=np.float64).reshape(len(f), -1) for f in (x, y))
     values = [_biased(a[i : i + BATCH], b[i : i + BATCH]) for i in range(0, len(a), BATCH) if len(a[i : i + BATCH]) > 3]
     return float(np.mean(values))
