@@ -13,6 +13,8 @@ REASONS: Mapping[str, str] = {
     "F-PARITY": "The artefact is outside its parity bound: it does not compute what the trained model computes.",
     "F-UNDER": "The whole interval of the difference lies on the remembered side of the margin.",
     "F-OVER": "The whole interval of the difference lies on the over-forgotten side of the margin.",
+    "F-NOT-FORGOTTEN": "Before any attack the forget set is still answered better than by the retrained model.",
+    "F-QUANT-SAME": "On fewer bits the weights are the original's: quantizing undoes the unlearning.",
     "I-INTERVAL": "The interval of the difference crosses the margin; more samples would decide.",
     "I-NO-REFERENCE": "No reference was given, and this audit has no rule of its own that passes without one.",
     "I-NO-SIGNAL": "The untouched model itself lies within the margin of the reference: a pass would tell nothing.",
@@ -30,8 +32,11 @@ REASONS: Mapping[str, str] = {
     "I-SMI-OFF-MIXTURE": "The forget set looks like neither members nor non-members nor a mixture of both.",
     "I-SMI-COV": "The covariance form decides nothing.",
     "I-CKA-FEW": "The forget set has fewer than 50 samples: the similarity of features is not estimated well enough.",
-    "I-CKA-UNDEFINED": "A layer's features are constant: its similarity is undefined.",
+    "I-CKA-UNDEFINED": "The deciding layer's features are constant: their similarity is undefined.",
     "I-RECOVERY-FEW": "Fewer than 20 samples of the forgotten kind are left to judge the probe on.",
+    "I-NOT-TRAINABLE": "There is no network with this artefact's integer codes to train: the attack was not run.",
+    "I-RELEARN-ARMS": "The arms cannot be matched: fewer than 8 samples of each, or to score.",
+    "I-QUANT-NONE": "At every width the original itself breaks: nothing can be said.",
     "I-DISAGREE": "The trained model and a shipping artefact got different verdicts.",
 }
 

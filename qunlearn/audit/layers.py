@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,12 @@ from qunlearn.errors import ConfigError, UnsupportedError
 from qunlearn_export.graph import Add, Conv, Graph
 
 MOST = 8
+PENULTIMATE = "penultimate"
+MEMORY = 2**28
 
 
 def feature_layers(graph: Graph) -> tuple[str, ...]:
-    """Names of the layers whose outputs are compared, from input to output; the last is the penultimate feature.
+    """Names of the layers whose outputs are compared, from input to output; the last one is ``penultimate``.
 
     The sums of residual blocks; without any, every weighted layer that is not depthwise; at most 8, evenly spread (our
     choice). The penultimate feature is what the last weighted layer reads.
@@ -29,7 +31,7 @@ def feature_layers(graph: Graph) -> tuple[str, ...]:
     if len(names) > MOST:
         names = [names[round(i)] for i in np.linspace(0, len(names) - 1, MOST)]
     last = owners.get(weighted[-1].inputs[0], "input")
-    return tuple(dict.fromkeys([*names, last]))
+    return (*(n for n in names if n != last), PENULTIMATE)
 
 
 def graph_of(predictor: Predictor) -> Graph:
@@ -50,10 +52,13 @@ def graph_of(predictor: Predictor) -> Graph:
 
 def chosen(predictor: Predictor, text: str) -> tuple[str, ...]:
     """The layers that ``text`` names (comma-separated), or those of the rule where it is empty."""
-    graph = graph_of(predictor)
+    own = getattr(predictor, "feature_names", None)
+    graph = None if own is not None else graph_of(predictor)
     if not text:
-        return feature_layers(graph)
-    known = {layer.name for layer in graph.layers} | {"input", "penultimate"}
+        return tuple(own) if graph is None else feature_layers(graph)
+    if graph is None:
+        return tuple(n.strip() for n in text.split(","))
+    known = {layer.name for layer in graph.layers} | {"input", PENULTIMATE}
     names = tuple(dict.fromkeys(n.strip() for n in text.split(",")))
     unknown = [n for n in names if n not in known]
     if unknown:
@@ -61,11 +66,43 @@ def chosen(predictor: Predictor, text: str) -> tuple[str, ...]:
     return names
 
 
-def features(predictor: Predictor, samples: Samples, names: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:
-    """Float32 [n, d] of every named layer, in the order of ``samples``; one pass."""
+def channels_of(predictor: Predictor, names: Sequence[str]) -> Mapping[str, int]:
+    """Channels of those layers of ``names`` whose features are maps; others are left out."""
+    if getattr(predictor, "feature_names", None) is not None:
+        return {}
+    graph = graph_of(predictor)
+    shapes = {layer.name: graph.activations[layer.output].shape for layer in graph.layers}
+    return {n: shapes[n][0] for n in names if n in shapes and len(shapes[n]) == 3}
+
+
+def by_layer(
+    predictor: Predictor, samples: Samples, names: Sequence[str], *, memory: int = MEMORY
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """(layer, float32 [n, d]) in the order of ``names``, samples in theirs.
+
+    Layers that fit into ``memory`` bytes together share one pass over the samples; a wider one gets its own.
+    """
+    first = predictor.features(samples.inputs(np.arange(min(2, len(samples)))), names)
+    size = {n: 4 * len(samples) * first[n].shape[1] for n in names}
+    group: list[str] = []
+    for i, name in enumerate(names):
+        group.append(name)
+        if i + 1 == len(names) or sum(size[g] for g in (*group, names[i + 1])) > memory:
+            yield from features(predictor, samples, group).items()
+            group = []
+
+
+def features(
+    predictor: Predictor, samples: Samples, names: Sequence[str], pooled: Mapping[str, int] | None = None
+) -> Mapping[str, NDArray[np.float32]]:
+    """Float32 [n, d] of every named layer, in the order of ``samples``; one pass.
+
+    Maps of the layers in ``pooled`` (layer to channels) are averaged over space: d = channels.
+    """
     parts: dict[str, list[NDArray[np.float32]]] = {n: [] for n in names}
     for start in range(0, len(samples), CHUNK):
         x = samples.inputs(np.arange(start, min(start + CHUNK, len(samples))))
         for name, value in predictor.features(x, names).items():
-            parts[name].append(value)
+            channels = (pooled or {}).get(name)
+            parts[name].append(value if channels is None else value.reshape(len(value), channels, -1).mean(2))
     return {n: np.concatenate(p) for n, p in parts.items()}

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from qunlearn.audit import intervals
 from qunlearn.audit.base import Audit, AuditContext
-from qunlearn.audit.layers import chosen, features
+from qunlearn.audit.layers import PENULTIMATE, channels_of, chosen, features
 from qunlearn.audit.sets import pick
+from qunlearn.audit.trainer import Budget, trainer_of
 from qunlearn.audit.verdict import Measurement
 from qunlearn.data.dataset import Samples
 from qunlearn.data.splits import Splits
 from qunlearn.hyper import hyper
 
-PENULTIMATE = "penultimate"
 NEIGHBOURS = 5
 ADAM = (0.9, 0.999, 1e-8)
 FEWEST = 20
@@ -87,7 +87,8 @@ class Recovery(Audit):
     """Accuracy on the forgotten kind of a new linear head on frozen features, against the same probe of the retrained.
 
     The head is trained on a few forgotten and many retained samples and judged among all classes. The retrained
-    network's features recover some of it too: its value is the target, not 0.
+    network's features recover some of it too: its value is the target, not 0. Beside it: nearest neighbours, earlier
+    layers averaged over space and, given a trainer, the network's own head retrained and all of it fine-tuned.
     """
 
     name: ClassVar[str] = "recovery"
@@ -107,16 +108,18 @@ class Recovery(Audit):
     epochs: int = hyper(40, low=1, high=10_000, unit="epochs", doc="Training of the head.")
     lr: float = hyper(0.01, low=0, low_open=True, high=1, doc="Learning rate of Adam.")
     batch: int = hyper(64, low=1, high=100_000, unit="samples", doc="Batch of the head's training.")
+    steps: int = hyper(10, low=1, high=10_000, unit="steps", doc="Steps of all parameters (table; at a tenth of lr).")
     heads: int = hyper(3, low=1, high=100, unit="heads", doc="Heads from different starts; their mean counts.")
 
     def run(self, ctx: AuditContext) -> Measurement:
         """Probe every model on the same samples; hits are averaged over heads, sample by sample."""
         sets = probe_sets(ctx.splits, shots=self.shots, retained=self.retained, seed=ctx.seed)
         names = tuple(dict.fromkeys([self.layer, *(chosen(ctx.before, "") if self.stages else ())]))
+        pooled = channels_of(ctx.before, names)
         linear: dict[str, dict[str, Float]] = {}
         neighbours: dict[str, Float] = {}
         for who, p in ctx.predictors().items():
-            shots, judged = features(p, sets.shots, names), features(p, sets.judged, names)
+            shots, judged = (features(p, s, names, pooled) for s in (sets.shots, sets.judged))
             linear[who] = {n: self._hits(shots[n], judged[n], sets, ctx.seed) for n in names}
             found = nearest(
                 shots[self.layer].astype(float), sets.shots.targets(), judged[self.layer].astype(float),
@@ -124,6 +127,7 @@ class Recovery(Audit):
             )  # fmt: skip
             neighbours[who] = (found == sets.judged.targets()).astype(float)
         hits = {who: rows[self.layer] for who, rows in linear.items()}
+        trained = self._trained(ctx, sets)
         value = intervals.mean(hits["after"])
         reference = intervals.mean(hits["reference"]) if "reference" in hits else None
         delta = intervals.mean(hits["after"] - hits["reference"]) if "reference" in hits else None
@@ -139,9 +143,31 @@ class Recovery(Audit):
                 "recovery_neighbours": {
                     "forgotten": intervals.row(**{w: intervals.mean(h) for w, h in neighbours.items()})
                 },
+                **{
+                    f"recovery_{kind}": {"forgotten": intervals.row(**{w: intervals.mean(h) for w, h in by.items()})}
+                    for kind, by in trained.items()
+                },
             },
-            tables={"layers": {n: {who: float(rows[n].mean()) for who, rows in linear.items()} for n in names}},
+            tables={"trained": sorted(trained), "layers": {n: {who: float(rows[n].mean()) for who, rows in linear.items()} for n in names}},
         )
+
+    def _trained(self, ctx: AuditContext, sets: ProbeSets) -> dict[str, dict[str, Float]]:
+        """Right answers [m] of the network with its own head drawn anew and retrained on the shots (``head``), and
+        after ``steps`` steps of all parameters (``finetune``); empty where there is no trainer."""
+        trainer = trainer_of(ctx.inputs, ctx.predictors())
+        if trainer is None:
+            return {}
+        whole = self.epochs * max(1, round(len(sets.shots) / self.batch))
+        common = {"lr": self.lr, "batch": self.batch, "seed": ctx.seed}
+        budgets = {
+            "head": Budget(steps=whole, every=whole, part="head", fresh=True, **common),
+            "finetune": Budget(steps=self.steps, every=self.steps, **{**common, "lr": self.lr / 10}),
+        }
+        return {
+            kind: {who: trainer.curve(p, sets.shots, sets.judged, b)[-1].astype(float)
+                   for who, p in ctx.predictors().items()}
+            for kind, b in budgets.items()
+        }  # fmt: skip
 
     def _hits(self, shots: NDArray[np.float32], judged: NDArray[np.float32], sets: ProbeSets, seed: int) -> Float:
         """Share of heads that are right on each judged sample [m]; features are standardised by the shots."""

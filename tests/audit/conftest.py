@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from qunlearn.audit import AuditContext, Predictor
+from qunlearn.audit.trainer import Coarse
 from qunlearn.data.dataset import Dataset, Preprocess
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
@@ -41,12 +42,38 @@ class TableModel(Predictor):
         self.calls += 1
         return self.table[x[:, 0, 0, 0].astype(np.int64)]
 
+    feature_names = ("hidden", "penultimate")
+    capabilities = frozenset({"logits", "codes", "features"})
+
+    def features(self, x: Any, names: Any) -> Mapping[str, Any]:
+        """A seeded linear map of the table's rows, one for every name."""
+        rows = self.table[x[:, 0, 0, 0].astype(np.int64)]
+        maps = {n: np.random.default_rng(list(n.encode())).normal(0, 1, (CLASSES, 8)) for n in names}
+        return {n: (rows @ maps[n]).astype(np.float32) for n in names}
+
     def codes(self) -> Mapping[str, Any]:
         finite = np.nan_to_num(self.table, nan=0.0, posinf=0.0, neginf=0.0)
         return {"table.weight": np.clip(np.rint(finite * 10), -127, 127).astype(np.int8)}
 
     def as_kind(self, kind: str) -> TableModel:
         return TableModel(self.table, kind=kind, extra=self.extra)
+
+
+class FakeTrainer:
+    """Training raises the true class by 0.05 a step on every sample; coarse tables are rounded to b bits."""
+
+    def serves(self, predictor: Any) -> bool:
+        return isinstance(predictor, TableModel)
+
+    def curve(self, predictor: Any, samples: Any, judged: Any, budget: Any) -> Any:
+        z, y = predictor.table[judged.index], judged.targets()
+        gains = [0.05 * s * np.eye(CLASSES)[y] for s in budget.scored]
+        return np.stack([(z + g).argmax(1) == y for g in gains])
+
+    def coarse(self, predictor: Any, bits: int) -> Coarse:
+        step = np.abs(predictor.table).max() / (2 ** (bits - 1) - 1)
+        codes = np.rint(predictor.table / step)
+        return Coarse(predictor=TableModel(codes * step), codes={"table": codes.astype(np.int8)})
 
 
 @dataclass(frozen=True)
@@ -130,11 +157,11 @@ class World:
 
     @property
     def original(self) -> TableModel:
-        return self.model(1, forget=(1.0, 7, 1), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.8, 4, 1.5))
+        return self.model(1, forget=(1.0, 7, 1), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.95, 4, 1.5))
 
     @property
     def retrained(self) -> TableModel:
-        return self.model(2, forget=(0.7, 4, 1.5), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.7, 4, 1.5))
+        return self.model(2, forget=(0.7, 4, 1.5), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.6, 4, 1.5))
 
     def context(self, before: Predictor, after: Predictor, reference: Predictor | None, **kw: Any) -> AuditContext:
         return AuditContext(
@@ -146,6 +173,7 @@ class World:
                 "splits": self.splits,
                 "task": FakeTask(),
                 "seed": 0,
+                "inputs": {"trainer": FakeTrainer()},
                 **kw,
             }
         )
@@ -161,5 +189,5 @@ def world() -> World:
 def lab() -> SimpleNamespace:
     """The fakes by name, for tests that build their own world."""
     return SimpleNamespace(
-        TableModel=TableModel, FakeTask=FakeTask, FakeReport=FakeReport, make_dataset=make_dataset, World=World
+        TableModel=TableModel, FakeTask=FakeTask, FakeTrainer=FakeTrainer, FakeReport=FakeReport, make_dataset=make_dataset, World=World
     )

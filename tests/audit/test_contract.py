@@ -21,7 +21,7 @@ REST = (0.95, 5.0, 1.5)
 
 
 def _over(world: Any) -> Any:
-    return world.model(4, forget=(0.2, 4, 1), retain=GOOD, rest=REST)
+    return world.model(4, forget=(0.2, 4, 1), retain=GOOD, rest=REST, gone=(0.2, 4, 1))
 
 
 def _pass(world: Any) -> Any:
@@ -30,7 +30,7 @@ def _pass(world: Any) -> Any:
 
 # audit name -> expected side of the verdict -> the model after unlearning
 FIXTURES: dict[str, dict[str, Callable[[Any], Any]]] = {
-    name: {"pass": _pass, "under": lambda w: w.near(w.original, 5), "over": _over} for name in ("accuracy", "mia")
+    name: {"pass": _pass, "under": lambda w: w.near(w.original, 5), "over": _over} for name in ("accuracy", "mia", "cka", "recovery", "relearn", "quant_recovery")
 }
 NAMES = sorted(AUDITS)
 
