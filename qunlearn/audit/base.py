@@ -227,8 +227,8 @@ class Audit(ABC):
             audit=self.name,
             version=self.version,
             metric=self.metric,
-            value=None if m is None else m.value.value,
-            interval=None if m is None else m.value.interval(),
+            value=None if m is None or m.value is None else m.value.value,
+            interval=None if m is None or m.value is None else m.value.interval(),
             direction=self.direction,
             headline=self.headline,
             reference={

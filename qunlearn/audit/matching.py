@@ -76,7 +76,7 @@ def match(sets: Sets, *, how: str = "weights", seed: int = 0) -> Matched:
     labels = {"m": sets.y_m, "n": sets.y_n, "u": sets.y_u}
     if how == "none":
         labels = {s: np.zeros(len(y), np.int64) for s, y in labels.items()}
-    count = 1 + max((int(y.max(initial=0)) for y in labels.values()))
+    count = 1 + max(int(y.max(initial=0)) for y in labels.values())
     counts = {s: np.bincount(y, minlength=count) for s, y in labels.items()}
     kept = np.flatnonzero(np.min(list(counts.values()), axis=0) >= FEWEST)
     if not len(kept):

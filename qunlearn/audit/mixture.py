@@ -119,7 +119,7 @@ def _blocks(count: int, points: int) -> Iterator[int]:
 
 
 def _columns(x: Matched, s: str, count: int, rng: np.random.Generator, *, drawn: bool) -> Float:
-    """[n, 1 + count]: the matched weights of a set, then resampled ones; the first column alone if it stays as it is."""
+    """[n, 1 + count]: matched weights of a set, then resampled ones; the first column alone where it stays."""
     base = x.weights(s)[:, None]
     return np.hstack([base, base * resampled(x.classes[s], count, rng)]) if drawn else base
 
@@ -209,9 +209,7 @@ def _both(
     return one, two
 
 
-def _off_mixture_null(
-    x: Matched, pi: float, gamma: float, count: int, rng: np.random.Generator, chunk: int
-) -> Float:
+def _off_mixture_null(x: Matched, pi: float, gamma: float, count: int, rng: np.random.Generator, chunk: int) -> Float:
     """[count] of R under the mixture with share ``pi``: m* and n* resampled, u* drawn from n and m, R at its own p."""
     points = np.concatenate([x.points["m"], x.points["n"]])
     classes = np.concatenate([x.classes["m"], x.classes["n"]])
@@ -238,7 +236,7 @@ def _off_mixture_null(
 
 
 def _drawn(x: Matched, pi: float, count: int, rng: np.random.Generator) -> Float:
-    """[n_m + n_n, count] weights of u*: of each class as many as u has, binomially many of them from n, others from m."""
+    """[n_m + n_n, count] weights of u*: of each class as many as u has, a binomial share from n."""
     n_m, n_u = len(x.points["m"]), len(x.points["u"])
     out = np.zeros((n_m + len(x.points["n"]), count))
     for c in range(len(x.share)):
