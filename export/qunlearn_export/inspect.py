@@ -23,7 +23,9 @@ from qunlearn_export.errors import ArtefactError, QunlearnError
 from qunlearn_export.runtime import MAX_BYTES, cpu_flags, file_kind, is_x86, read_bytes
 from qunlearn_export.ties import Tie, ties
 
-QOPERATORS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger")
+QOPERATORS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "MatMulInteger": 1, "ConvInteger": 1}
+"""Operators on codes, with the position of their weights."""
+
 INT_KINDS = (TensorProto.INT8, TensorProto.UINT8)
 
 
@@ -144,27 +146,31 @@ def _label(model: onnx.ModelProto) -> str:
     """What the weights and activations of the weighted layers are; a layer with float weights makes it not int8."""
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     makers = {o: n for n in model.graph.node for o in n.output}
-    if any(n.op_type in QOPERATORS for n in model.graph.node):
-        return "int8-qop"
-    coded = fake = quantized = plain = 0
+    coded = fake = quantized = plain = operators = 0
     for n in model.graph.node:
-        if n.op_type not in ("Conv", "Gemm", "MatMul") or len(n.input) < 2:
+        at = QOPERATORS.get(n.op_type, 1)
+        if n.op_type not in ("Conv", "Gemm", "MatMul", *QOPERATORS) or len(n.input) <= at:
             continue
-        weight = makers.get(n.input[1])
-        while weight is not None and weight.op_type in ("Reshape", "Transpose"):
-            weight = makers.get(weight.input[0])
-        if weight is None or weight.op_type != "DequantizeLinear":
-            plain += n.input[1] in kinds
+        operator = n.op_type in QOPERATORS
+        operators += operator
+        source = n.input[at]
+        for _ in range(8):  # not forever: a foreign file may hold a cycle
+            if source not in makers or makers[source].op_type not in ("Reshape", "Transpose"):
+                break
+            source = makers[source].input[0]
+        maker = makers.get(source)
+        if not operator and (maker is None or maker.op_type != "DequantizeLinear"):
+            plain += source in kinds
             continue
-        source = weight.input[0]
-        if kinds.get(source) in INT_KINDS:
+        codes = source if operator or maker is None else maker.input[0]
+        if kinds.get(codes) in INT_KINDS:
             coded += 1
             data = makers.get(n.input[0])
-            quantized += data is not None and data.op_type == "DequantizeLinear"
-        elif source in makers and makers[source].op_type == "QuantizeLinear":
+            quantized += operator or (data is not None and data.op_type == "DequantizeLinear")
+        elif codes in makers and makers[codes].op_type == "QuantizeLinear":
             fake += 1
     if coded and quantized == coded and not (plain or fake):
-        return "int8-qdq"
+        return "int8-qop" if operators else "int8-qdq"
     if coded and not fake:
         return "int8 weight-only"
     if fake or any(n.op_type == "QuantizeLinear" for n in model.graph.node):

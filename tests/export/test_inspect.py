@@ -77,6 +77,33 @@ FILES: dict[str, tuple[str, bytes]] = {
             **GRID,
         ),
     ),
+    "operators beside a float layer": (
+        "int8 weight-only",
+        foreign(
+            [
+                ENDS[0],
+                node("QLinearMatMul", "xq s z w s z s z", "yq"),
+                node("DequantizeLinear", "yq s z", "h"),
+                node("MatMul", "h v", "logits"),
+            ],
+            w=CODES,
+            v=np.eye(3, dtype=np.float32),
+            **GRID,
+        ),
+    ),
+    "operators on weights that are float on disk": (
+        "fake-quant only",
+        foreign(
+            [
+                ENDS[0],
+                node("QuantizeLinear", "w s z", "wq"),
+                node("QLinearMatMul", "xq s z wq s z s z", "yq"),
+                node("DequantizeLinear", "yq s z", "logits"),
+            ],
+            w=FLOAT_WEIGHT,
+            **GRID,
+        ),
+    ),
     "operators": (
         "int8-qop",
         foreign(
@@ -175,3 +202,11 @@ def test_a_file_that_does_not_load_is_described() -> None:
     assert "NoSuchOperator" in found.load_error
     assert found.label == "float"
     assert "loads      no" in found.render()
+
+
+def test_a_cycle_of_nodes_does_not_hang() -> None:
+    model = onnx.load_from_string(
+        foreign([node("Reshape", "loop shape", "loop"), node("MatMul", "input loop", "logits")])
+    )
+    found = inspect(model.SerializeToString())
+    assert (found.label, found.loads) == ("float", False)
