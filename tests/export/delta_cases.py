@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +62,7 @@ def layout(sizes: tuple[int, int, int, int], folds: tuple[Fold, ...] = (), cuts:
     edges = [0, *cuts, sizes[0]]
     entries = tuple(
         Entry(section="W", offset=a, count=b - a, node=f"n{a}", role="weight")
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
         if b > a
     )
     return Layout(sizes=sizes, entries=entries, folds=folds)
