@@ -307,6 +307,8 @@ static int record(work *w, uint32_t *section, uint32_t *end)
     if (head >> 6 > *section)
         *end = 0;
     *section = head >> 6;
+    if (*section > 1 && !move_biases(w, w->layout->sizes[1]))
+        return 0;
     mag = (head >> 4) & 3;
     if ((mag == 1 || mag == 2) && (!byte(w, &e) || !byte(w, &j) || e > 15 || j > 31 || (mag == 2 && e)))
         return 0;
