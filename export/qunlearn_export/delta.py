@@ -129,11 +129,6 @@ def blob_bytes(sizes: tuple[int, int, int, int]) -> int:
     return sum(n * w for n, w in zip(sizes, _WIDTHS, strict=True))
 
 
-def scratch_bytes(layout: Layout) -> int:
-    """What the applier needs beside the blobs: 4 bytes for every bias that a weight can shift."""
-    return 4 * sum(f.channels for f in layout.folds)
-
-
 def split(blob: bytes, sizes: tuple[int, int, int, int]) -> list[Values]:
     """The four sections as int64; B and M as unsigned 32-bit patterns."""
     out, at = [], 0

@@ -7,39 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qunlearn_export.layout import Entry, Fold, Layout
+
 EXAMPLE_BODY = bytes.fromhex("51554431 12000000 02000000 00000000 20000001 06031acc 60000700 01025fdb 10")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One tensor, as ``qunlearn_export.layout`` has it."""
-
-    section: str
-    offset: int
-    count: int
-    node: str
-    role: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fold:
-    """A weight tensor whose changes shift a folded bias, as ``qunlearn_export.layout`` has it."""
-
-    weight: int
-    count: int
-    channels: int
-    inner: int
-    bias: int
-    zero: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """The part of a layout that a delta needs."""
-
-    sizes: tuple[int, int, int, int]
-    entries: tuple[Entry, ...] = ()
-    folds: tuple[Fold, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +35,7 @@ def layout(sizes: tuple[int, int, int, int], folds: tuple[Fold, ...] = (), cuts:
         for a, b in itertools.pairwise(edges)
         if b > a
     )
-    return Layout(sizes=sizes, entries=entries, folds=folds)
+    return Layout(sizes=sizes, entries=entries, folds=folds, structure="")
 
 
 def example() -> Pair:

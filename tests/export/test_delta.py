@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from delta_cases import EXAMPLE_BODY, Fold, Layout, blob, example, layout, random_pair, uniform
+from delta_cases import EXAMPLE_BODY, blob, example, layout, random_pair, uniform
 
 from qunlearn_export import delta
 from qunlearn_export.errors import ArtefactError
+from qunlearn_export.layout import Fold, Layout
 
 
 def slow_decode(old: bytes, body: bytes, shape: Layout) -> tuple[bytes, set[tuple[int, int]]]:
