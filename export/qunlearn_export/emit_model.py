@@ -40,10 +40,10 @@ extern const uint8_t {p}_layout[32];
 
 /* Reads all weights from blob ({u}_BLOB_BYTES, 16-byte aligned, of this layout) from now on: 0, or 2 if it is refused.
  * Without a call the network of weights.c is bound (unless QUL_EXTERNAL_BLOB). */
-int32_t {p}_bind(const void *blob);
+int {p}_bind(const void *blob);
 #ifdef QUL_EXTERNAL_ARENA
 /* {u}_ARENA_BYTES of the caller's memory, 16-byte aligned; before anything else: 0, or 2 if it is refused. */
-int32_t {p}_set_arena(int8_t *memory);
+int {p}_set_arena(int8_t *memory);
 #endif
 int8_t *{p}_input(void);
 void {p}_run(void);
@@ -51,9 +51,9 @@ const int8_t *{p}_output(void);
 /* Codes of {u}_INPUT_BYTES finite real values. */
 void {p}_quantize(const float *x, int8_t *q);
 /* Class of the last run; the lowest index wins a tie. */
-int32_t {p}_argmax(void);
-float {p}_scale(int32_t end);
-int32_t {p}_zero(int32_t end);
+int {p}_argmax(void);
+float {p}_scale(int end);
+int {p}_zero(int end);
 #ifndef QUL_EXTERNAL_BLOB
 const void *{p}_static_blob(void);
 extern const uint8_t {p}_static_layout[32];
@@ -92,7 +92,7 @@ static const int32_t *B;
 static const float *M;
 static const int8_t *P;
 
-int32_t {p}_bind(const void *blob)
+int {p}_bind(const void *blob)
 {{
     const uint8_t *at = (const uint8_t *)blob;
     if (at == 0 || ((uintptr_t)at & 15u) != 0) {{
@@ -115,7 +115,7 @@ static void ready(void)
 }}
 
 #ifdef QUL_EXTERNAL_ARENA
-int32_t {p}_set_arena(int8_t *memory)
+int {p}_set_arena(int8_t *memory)
 {{
     if (memory == 0 || ((uintptr_t)memory & 15u) != 0) {{
         return 2;
@@ -135,13 +135,13 @@ const int8_t *{p}_output(void)
     return arena + {output};
 }}
 
-float {p}_scale(int32_t end)
+float {p}_scale(int end)
 {{
     ready();
     return M[{m0} + end];
 }}
 
-int32_t {p}_zero(int32_t end)
+int {p}_zero(int end)
 {{
     ready();
     return P[{p0} + end];
@@ -152,7 +152,7 @@ void {p}_quantize(const float *x, int8_t *q)
     qul_quantize(x, q, {u}_INPUT_BYTES, {p}_scale(0), {p}_zero(0));
 }}
 
-int32_t {p}_argmax(void)
+int {p}_argmax(void)
 {{
     return qul_argmax({p}_output(), {u}_OUTPUT_BYTES);
 }}

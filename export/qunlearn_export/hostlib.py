@@ -23,6 +23,7 @@ from qunlearn_export import codegen
 from qunlearn_export import graph as g
 from qunlearn_export.errors import ConfigError, DataError, MissingDependencyError, VerificationError
 from qunlearn_export.layout import Layout, pack
+from qunlearn_export.order import from_stored, to_stored
 
 Codes = NDArray[np.int8]
 FLAGS = ("-O2", "-std=c99", "-fPIC", "-shared", "-ffp-contract=off", "-fno-fast-math")
@@ -38,7 +39,7 @@ static int8_t *tap_at;
 static uint32_t poison;
 
 void qul_tap(uint32_t node, const int8_t *y, uint32_t bytes);
-int32_t qul_host_bind(const void *blob);
+int qul_host_bind(const void *blob);
 void qul_host_poison(uint32_t on);
 void qul_host_run(const int8_t *x, int8_t *y, uint32_t n, int8_t *taps);
 void qul_host_quantize(const float *x, int8_t *q);
@@ -55,7 +56,7 @@ void qul_tap(uint32_t node, const int8_t *y, uint32_t bytes)
     }
 }
 
-int32_t qul_host_bind(const void *blob)
+int qul_host_bind(const void *blob)
 {
     return net_bind(blob);
 }
@@ -207,18 +208,6 @@ class HostLibrary:
         want = self.site.program.size(self.site.program.input)
         if size != n * want:
             raise DataError(f"{size} values are not {n} inputs of {want}.", remedy="Give inputs of the right shape.")
-
-
-def to_stored(codes: Codes) -> Codes:
-    """Codes [n, C, ...] in the graph's order to the firmware's, [n, ..., C]."""
-    return np.ascontiguousarray(np.moveaxis(codes, 1, -1)) if codes.ndim > 2 else codes
-
-
-def from_stored(codes: Codes, shape: tuple[int, ...]) -> Codes:
-    """Codes [n, ...] in the firmware's order to the graph's, [n, *shape]."""
-    if len(shape) < 2:
-        return codes.reshape(len(codes), *shape)
-    return np.ascontiguousarray(np.moveaxis(codes.reshape(len(codes), *shape[1:], shape[0]), -1, 1))
 
 
 def find_compiler() -> tuple[str, ...]:
