@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable
 
 MAX = 32
-RESERVED = frozenset(
-    (
-        "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-        "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while asm fortran typeof "
-        "bool true false main errno assert memcpy memset memcmp memmove strlen abs exit abort linux unix arm near far interrupt "
-    ).split()  # noqa: SIM905
-)
+_WORDS = """
+auto break case char const continue default do double else enum extern float for goto if inline int long register
+restrict return short signed sizeof static struct switch typedef union unsigned void volatile while asm fortran typeof
+bool true false main errno assert memcpy memset memcmp memmove strlen abs exit abort linux unix arm near far interrupt
+"""
+RESERVED = frozenset(_WORDS.split())
 
 
 def identifier(name: str) -> str:

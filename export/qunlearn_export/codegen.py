@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from qunlearn_export import graph as g
 from qunlearn_export.arena import plan_arena
 from qunlearn_export.cnames import identifier
-from qunlearn_export.emit_blob import weights_c
 from qunlearn_export.emit_calls import Site
 from qunlearn_export.emit_model import model_c, model_h
 from qunlearn_export.errors import UnsupportedError, VerificationError
-from qunlearn_export.layout import check_sums, pack, plan
+from qunlearn_export.layout import check_sums, plan
 from qunlearn_export.nodes import program
 from qunlearn_export.shapes import problems
 
-__all__ = ["BOARD_LIMIT", "HOST_LIMIT", "Sources", "identifier", "runtime", "site", "sources"]
 
 BOARD_LIMIT = 8 * 2**20
 HOST_LIMIT = 64 * 2**20
-RUNTIME = ("qul_rt.h", "qul_rt.c", "qul_kernels.h", "qul_kernels_ref.c", "qul_kernels_dsp.c", "qul_kernels_mve.c")
-"""Copied from the runtime folder into every generated one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """Texts of the model's own C files, and the blob."""
-
-    model_h: str
-    model_c: str
-    weights_c: str
-    blob: bytes
+RUNTIME_HEADERS = ("qul_rt.h", "qul_kernels.h")
 
 
 def runtime() -> Path:
@@ -61,12 +47,6 @@ def check_limit(found: Site, limit: int) -> None:
         )
 
 
-def sources(found: Site, prefix: str) -> Sources:
-    """C text with every name prefixed by ``prefix`` (an identifier)."""
-    blob = pack(found.graph, found.layout)
-    return Sources(
-        model_h=model_h(found, prefix),
-        model_c=model_c(found, prefix),
-        weights_c=weights_c(blob, found.layout, prefix),
-        blob=blob,
-    )
+def model_sources(found: Site, prefix: str) -> dict[str, str]:
+    """``model.h`` and ``model.c`` with every name prefixed by ``prefix`` (an identifier)."""
+    return {"model.h": model_h(found, prefix), "model.c": model_c(found, prefix)}

@@ -14,8 +14,8 @@ from qunlearn_export import selftest
 from qunlearn_export.emit_calls import Site
 from qunlearn_export.emit_model import hex_rows
 from qunlearn_export.errors import ConfigError, DataError
-from qunlearn_export.order import to_stored
 from qunlearn_export.oracle import Oracle, dequantize
+from qunlearn_export.order import to_stored
 
 Codes = NDArray[np.int8]
 MAX_SAMPLES = 8
@@ -30,8 +30,8 @@ HEADER = """\
 
 #define QUL_SELFTEST_VECTORS {total}
 
-/* 0: all outputs equal. 1: an output differs. 2: the weights have another layout, or cannot be bound. 3: the weights are
- * not those that were generated. */
+/* 0: all outputs equal. 1: an output differs. 2: the weights have another layout, or cannot be bound. 3: the weights
+ * are not those that were generated. */
 int qul_selftest(void);
 /* After 1: the vector, the output, and in a build with QUL_TAPS the first node that differs (else -1). */
 extern int32_t qul_selftest_at[3];

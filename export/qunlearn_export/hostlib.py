@@ -26,7 +26,8 @@ from qunlearn_export.layout import Layout, pack
 from qunlearn_export.order import from_stored, to_stored
 
 Codes = NDArray[np.int8]
-FLAGS = ("-O2", "-std=c99", "-fPIC", "-shared", "-ffp-contract=off", "-fno-fast-math")
+FLAGS = ("-O2", "-std=c99", "-fPIC", "-ffp-contract=off", "-fno-fast-math")
+HOST_SOURCES = ("qul_rt.c", "qul_kernels_ref.c")
 CANDIDATES = ("cc", "gcc", "clang")
 TIME_LIMIT = 600.0
 PREFIX = "net"
@@ -104,7 +105,8 @@ class HostLibrary:
 
     MissingDependencyError without a C compiler; UnsupportedError for a network without kernels; VerificationError
     where the compiler does not evaluate float32 as such. ``taps`` keeps every node's output readable (:meth:`run_all`).
-    ``like`` is a library of the same layout whose compiled code is used again.
+    ``like`` is another library whose compiled code is used again: all of it for the same layout and taps, the kernels
+    otherwise; it brings compiler and flags.
     """
 
     def __init__(
@@ -120,15 +122,18 @@ class HostLibrary:
         self.site = codegen.site(graph)
         codegen.check_limit(self.site, codegen.HOST_LIMIT)
         self.taps = taps
-        if like is not None and (like.site.layout.digest() != self.layout.digest() or like.taps != taps):
-            raise ConfigError("the other library has another layout.", remedy="Compile this network by itself.")
         self.compiler = like.compiler if like is not None else tuple(compiler or find_compiler())
+        self.flags = like.flags if like is not None else tuple(flags)
         self._folder = tempfile.mkdtemp(prefix="qunlearn-")
         weakref.finalize(self, shutil.rmtree, self._folder, True)
-        image = like.image if like is not None else _compile(self, Path(self._folder), flags)
-        self.image = image
-        file = Path(self._folder, "net.so")
-        file.write_bytes(image)
+        folder = Path(self._folder)
+        if like is not None and like.layout.digest() == self.layout.digest() and like.taps == taps:
+            self.objects, self.image = like.objects, like.image
+        else:
+            self.objects = like.objects if like is not None else _runtime_objects(self, folder)
+            self.image = _link(self, folder)
+        file = folder / "bound.so"
+        file.write_bytes(self.image)
         self._lib = ctypes.CDLL(str(file))
         blob = pack(graph, self.layout)
         self._memory = np.empty(len(blob) + 16, dtype=np.uint8)
@@ -239,15 +244,28 @@ def compile_c(command: Sequence[str], *, folder: Path) -> None:
     raise VerificationError(f"the C compiler failed: {line.strip()}", remedy="Check the compiler named by CC.")
 
 
-def _compile(library: HostLibrary, folder: Path, flags: Sequence[str]) -> bytes:
-    made = codegen.sources(library.site, PREFIX)
-    for name in codegen.RUNTIME:
-        source = codegen.runtime() / name
-        if source.is_file():
-            (folder / name).write_bytes(source.read_bytes())
-    for name, text in {"model.h": made.model_h, "model.c": made.model_c, "host.c": HOST_C}.items():
+def _runtime_objects(library: HostLibrary, folder: Path) -> dict[str, bytes]:
+    """Kernels and runtime as object files, which serve every network."""
+    _copy_runtime(folder)
+    names = [n for n in HOST_SOURCES if (folder / n).is_file()]
+    compile_c([*library.compiler, *FLAGS, *library.flags, "-c", *names], folder=folder)
+    return {f"{Path(n).stem}.o": (folder / f"{Path(n).stem}.o").read_bytes() for n in names}
+
+
+def _link(library: HostLibrary, folder: Path) -> bytes:
+    made = codegen.model_sources(library.site, PREFIX)
+    _copy_runtime(folder)
+    for name, data in library.objects.items():
+        (folder / name).write_bytes(data)
+    for name, text in {**made, "host.c": HOST_C}.items():
         (folder / name).write_text(text)
-    names = ["model.c", "host.c", "qul_rt.c", "qul_kernels_ref.c"]
     defines = ["-DQUL_EXTERNAL_BLOB", *(["-DQUL_TAPS"] if library.taps else [])]
-    compile_c([*library.compiler, *FLAGS, *defines, *flags, "-o", "net.so", *names], folder=folder)
+    command = [*library.compiler, *FLAGS, *library.flags, *defines, "-shared", "-o", "net.so", "model.c", "host.c"]
+    compile_c([*command, *library.objects], folder=folder)
     return (folder / "net.so").read_bytes()
+
+
+def _copy_runtime(folder: Path) -> None:
+    for name in (*codegen.RUNTIME_HEADERS, *HOST_SOURCES):
+        if not (folder / name).exists():
+            (folder / name).write_bytes((codegen.runtime() / name).read_bytes())

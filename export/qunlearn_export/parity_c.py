@@ -35,7 +35,7 @@ def c_column(graph: g.Graph, inputs: Codes) -> CColumn:
     """Run ``inputs`` (codes [n, ...] in the graph's order) through the generated C."""
     try:
         release = HostLibrary(graph)
-        tapped = HostLibrary(graph, taps=True)
+        tapped = HostLibrary(graph, taps=True, like=release)
     except (MissingDependencyError, UnsupportedError) as err:
         return CColumn(absent=err.message.rstrip("."))
     return CColumn(
