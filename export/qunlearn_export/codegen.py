@@ -6,14 +6,12 @@ from pathlib import Path
 
 from qunlearn_export import graph as g
 from qunlearn_export.arena import plan_arena
-from qunlearn_export.cnames import identifier
 from qunlearn_export.emit_calls import Site
 from qunlearn_export.emit_model import model_c, model_h
 from qunlearn_export.errors import UnsupportedError, VerificationError
 from qunlearn_export.layout import check_sums, plan
 from qunlearn_export.nodes import program
 from qunlearn_export.shapes import problems
-
 
 BOARD_LIMIT = 8 * 2**20
 HOST_LIMIT = 64 * 2**20
