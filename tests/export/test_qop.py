@@ -119,7 +119,8 @@ def test_parity_passes_and_every_weighted_layer_is_exact(nets: Any, io: str) -> 
     assert (report.verdict, report.reasons) == ("pass", ())
     assert report.runtime["format"] == "int8-qop/1"
     assert report.runtime["entries"] == {}
-    assert {r.name for r in report.layers if r.mode == "free"} == {one.name for one in graph.layers[:-1]}
+    free = {r.name for r in report.layers if r.mode == "free" and r.pair.startswith("onnx")}
+    assert free == {one.name for one in graph.layers[:-1]}
     assert max(r.max_abs for r in report.layers if r.op in parity.EXACT) == 0
     assert (report.coverage.integer, report.coverage.total, report.coverage.macs) == (6, 6, 1.0)
 
@@ -150,6 +151,8 @@ def test_one_weight_code_is_found_and_named(nets: Any) -> None:
     assert any(r.startswith("layer fc: weight") for r in report.reasons)
     assert any(r.startswith("layer fc, onnx-off vs oracle") for r in report.reasons)
     assert not any("conv1" in r for r in report.reasons)
+    # both levels run the same kernel and agree on the wrong answer: only the oracle's row can tell
+    assert not [r for r in report.layers if r.pair == "onnx-all vs onnx-off" and r.max_abs]
 
 
 @pytest.mark.parametrize("level", ["off", "all"])
