@@ -1,4 +1,6 @@
-"""Hostile bytes (acceptance 7): a typed error, or a file whose network is unchanged; no crash, no wrong acceptance."""
+"""Hostile bytes (acceptance 7): a typed error, or a file whose network is unchanged; no crash, no wrong acceptance.
+
+Reader, ``inspect``, and for what the reader accepts the C generator."""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qunlearn_export import emit, reader, runtime, writer
+from qunlearn_export import codegen, emit, reader, runtime, writer
 from qunlearn_export import graph as g
 from qunlearn_export.errors import QunlearnError
 from qunlearn_export.inspect import inspect
@@ -60,6 +62,8 @@ def attack(nets: Any, n: int, seed: int) -> dict[str, int]:
             # what the digest covers is intact; the mutation touched free text, or an attribute that fits as well
             assert found.codes_digest() == graph.codes_digest()
             counts["same"] += 1
+            with contextlib.suppress(QunlearnError):
+                assert "model.c" in codegen.model_sources(codegen.site(found), "net")
         with contextlib.suppress(QunlearnError):
             inspect(data)
         assert time.perf_counter() - start < SLOW_SECONDS, "a hostile file takes long"
