@@ -130,8 +130,8 @@ def _weight_source(tensor: str, by_output: dict[str, onnx.NodeProto]) -> str:
         if node is None or node.op_type not in ("Reshape", "Transpose", "DequantizeLinear"):
             return ""
         if node.op_type == "DequantizeLinear":
-            return node.input[0]
-        tensor = node.input[0]
+            return str(node.input[0])
+        tensor = str(node.input[0])
     return ""
 
 

@@ -20,7 +20,7 @@ from qunlearn_export.check import examine, limits, load_model
 from qunlearn_export.coverage import Coverage, coverage, layer_costs
 from qunlearn_export.degenerate import Finding
 from qunlearn_export.errors import ArtefactError, QunlearnError
-from qunlearn_export.runtime import MAX_BYTES, cpu_flags, file_kind, is_x86, read_bytes
+from qunlearn_export.runtime import MAX_BYTES, classify, cpu_flags, file_kind, is_x86, read_bytes
 from qunlearn_export.ties import Tie, ties
 
 QOPERATORS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "MatMulInteger": 1, "ConvInteger": 1}
@@ -109,7 +109,7 @@ def inspect(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES)
         "codes_digest": graph.codes_digest() if graph is not None else "",
         "seven_bit": seven,
         "may_saturate": is_x86()
-        and label in ("int8-qdq", "int8-qop")
+        and (label == "int8-qdq" or (label == "int8-qop" and classify(data).form == "qop-uint8"))
         and not seven
         and not any("vnni" in f or "amx" in f for f in cpu_flags()),
         "metadata": {p.key: p.value for p in model.metadata_props},

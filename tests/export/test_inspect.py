@@ -158,6 +158,16 @@ def test_our_file(nets: Any, tmp_path: Path, io: str) -> None:
     assert "use 8 bits" in text
 
 
+def unsigned_operators() -> bytes:
+    wide = {**GRID, "z": np.uint8(128), "zw": np.int8(0)}
+    nodes = [
+        ENDS[0],
+        node("QLinearMatMul", "xq s z w s zw s z", "yq"),
+        node("DequantizeLinear", "yq s z", "logits"),
+    ]
+    return foreign(nodes, w=(CODES * 2).astype(np.int8), **wide)
+
+
 def test_seven_bits_and_static_saturation_rule(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import qunlearn_export.inspect as module
 
@@ -171,6 +181,9 @@ def test_seven_bits_and_static_saturation_rule(nets: Any, monkeypatch: pytest.Mo
         wide, narrow = inspect(writer.serialize(graph)), inspect(writer.serialize(small))
         assert (wide.seven_bit, wide.may_saturate) == (False, saturates)
         assert (narrow.seven_bit, narrow.may_saturate) == (True, False)
+        # operators on int8 activations add exactly in every session; on uint8 activations they do not
+        assert not inspect(writer.serialize(graph, form="qop")).may_saturate
+        assert inspect(unsigned_operators()).may_saturate is saturates
 
 
 def test_findings_of_a_changed_file_of_ours(nets: Any) -> None:

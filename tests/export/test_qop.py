@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qunlearn_export import check, coverage, extract, oracle, parity, reader, runtime, writer
+from qunlearn_export import check, codegen, coverage, emit, extract, oracle, parity, reader, runtime, writer
 from qunlearn_export import graph as g
 from qunlearn_export.errors import ConfigError, UnsupportedError, VerificationError
 from qunlearn_export.inspect import inspect
@@ -398,3 +398,12 @@ def test_matrix_product_with_bias_is_one_integer_sum(nets: Any) -> None:
         for level in ("off", "all"):
             got = runtime.run(runtime.make_session(data, level=level), x)["logits"]
             np.testing.assert_array_equal(got, run.logits(x))
+
+
+def test_both_forms_give_the_same_c(nets: Any) -> None:
+    graph = nets.tiny()
+    made = [
+        codegen.model_sources(codegen.site(reader.read(writer.serialize(graph, form=form))), "net")
+        for form in emit.FORMS
+    ]
+    assert made[0] == made[1]
