@@ -47,7 +47,7 @@ def tie_share(layer: g.AnyLayer, graph: g.Graph) -> float:
         case g.Add():
             return _add_share(ins[0], ins[1], out, lo, hi)
         case g.AveragePool():
-            return max(_average_share(ins[0], out, n, lo, hi) for n in _counts(layer, ins[0].shape))
+            return max(_average_share(ins[0], out, n, lo, hi) for n in window_counts(layer, ins[0].shape))
         case g.GlobalAveragePool():
             return _average_share(ins[0], out, int(np.prod(ins[0].shape[1:])), lo, hi)
         case g.Concat() | g.Requant():
@@ -98,7 +98,8 @@ def _requant_share(x: g.Activation, out: g.Activation, lo: int, hi: int) -> floa
     return _differ(oracle.dequantize(_CODES, x), oracle.requant(_CODES, x, out, lo, hi), out, lo, hi)
 
 
-def _counts(layer: g.AveragePool, shape: tuple[int, ...]) -> list[int]:
+def window_counts(layer: g.AveragePool, shape: tuple[int, ...]) -> list[int]:
+    """Every divisor that occurs in an average pool of input ``shape`` [C, ...], ascending."""
     if layer.count_include_pad:
         return [int(np.prod(layer.kernel))]
     per_axis: list[set[int]] = []
