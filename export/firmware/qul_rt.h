@@ -63,6 +63,21 @@ static inline int32_t qul_saturate(float v, int32_t z, int32_t lo, int32_t hi)
     return q - zero;
 }
 
+/* Which of n taps, d apart, of a window that begins at `at` lie in [0, size): from qul_first_tap to before qul_end_tap;
+ * none if the first is not less than the second. */
+static inline int32_t qul_first_tap(int32_t at, int32_t d, int32_t n)
+{
+    int32_t first = at >= 0 ? 0 : d == 1 ? -at : (d - 1 - at) / d;
+    return first < n ? first : n;
+}
+
+static inline int32_t qul_end_tap(int32_t at, int32_t d, int32_t n, int32_t size)
+{
+    int32_t room = size - at;
+    int32_t end = room <= 0 ? 0 : d == 1 ? room : (room + d - 1) / d;
+    return end < n ? end : n;
+}
+
 /* rint(v), ties to even, of v clamped to [-1024, 1024]. */
 int32_t qul_round(float v);
 
