@@ -40,7 +40,9 @@ def require_tools() -> None:
     """MissingDependencyError with the install line unless a board can be built."""
     missing = missing_tools()
     if missing:
-        raise MissingDependencyError(f"building for a board needs {', '.join(missing)}.", remedy=f"Install them: {APT}.")
+        raise MissingDependencyError(
+            f"building for a board needs {', '.join(missing)}.", remedy=f"Install them: {APT}."
+        )
 
 
 class Workshop:
@@ -65,9 +67,7 @@ class Workshop:
             shutil.rmtree(self.folder / "build", ignore_errors=True)
         extra = " ".join(["-fcallgraph-info=su", *defines])
         command = ["make", "-s", f"BOARD={self.board.name}", f"EXTRA={extra}", *settings]
-        done = subprocess.run(
-            command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=TIME_LIMIT
-        )
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=TIME_LIMIT)
         if done.returncode != 0:
             raise self._failure(f"{done.stderr}\n{done.stdout}")
         out = self.folder / "build" / self.board.name
