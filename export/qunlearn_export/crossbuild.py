@@ -18,11 +18,12 @@ from qunlearn_export.package import fill
 CROSS = "arm-none-eabi-"
 APT = "apt-get install --no-install-recommends gcc-arm-none-eabi make"
 TIME_LIMIT = 600.0
+ROOT = "qul_reset"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A built board image: the ELF file, its sizes in bytes, the deepest stack of ``main`` (None without call graphs),
+    """A built board image: the ELF file, its sizes in bytes, the deepest stack from reset (None without call graphs),
     the compiler's name and version."""
 
     elf: Path
@@ -73,7 +74,7 @@ class Workshop:
         out = self.folder / "build" / self.board.name
         size = image_size((out / "fw.map").read_text(), ota=self.ota)
         graphs = [p.read_text() for p in sorted(out.glob("*.ci"))]
-        stack = stack_depth(graphs, "main") if graphs else None
+        stack = stack_depth(graphs, ROOT) if graphs else None
         return Image(elf=out / "fw.elf", size=size, stack=stack, compiler=self.compiler)
 
     def _failure(self, text: str) -> UnsupportedError | VerificationError:
