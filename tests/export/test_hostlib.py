@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qunlearn_export import selftest
+from qunlearn_export import codegen, selftest
 from qunlearn_export.errors import (
     ConfigError,
     DataError,
@@ -104,12 +104,18 @@ def test_excess_precision_and_fast_math_are_refused(nets: Any) -> None:
             HostLibrary(nets.tiny(), flags=flags)
 
 
-def test_a_wrong_kernel_is_found_and_the_layer_named(nets: Any) -> None:
-    """A build whose rounding is off by a hair: the check must see it."""
+def test_a_wrong_kernel_is_found_and_the_layer_named(
+    nets: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rounding off by one in the runtime: the check must see it at the first layer."""
     graph = nets.tiny()
     assert check_host(graph, check_inputs(graph, 1)).mismatches == 0
-    wrong = HostLibrary(graph, taps=True, flags=["-DQUL_MAGIC=12582911.0f"]) if False else None
-    assert wrong is None
+    shutil.copytree(codegen.runtime(), tmp_path / "runtime")
+    header = tmp_path / "runtime" / "qul_rt.h"
+    header.write_text(header.read_text().replace("0x4B400000", "0x4B400001"))
+    monkeypatch.setattr(codegen, "runtime", lambda: tmp_path / "runtime")
+    with pytest.raises(VerificationError, match="at layer 'conv1'"):
+        check_host(graph, check_inputs(graph, 1))
 
 
 def test_compilers(monkeypatch: pytest.MonkeyPatch, nets: Any, tmp_path: Path) -> None:
