@@ -77,7 +77,8 @@ MAKEFILE = """\
 #   make selftest            build for this computer and run the self-test
 #   make BOARD=NAME          build/NAME/fw.elf, fw.bin and fw.map; NAME: {names}
 #   make BOARD=NAME qemu     the same under the emulator (emulated boards)
-# OPT=-Os for size, KERNELS=ref for the portable kernels only, TAPS=1 to find the first node that differs.
+# OPT=-Os for size, KERNELS=ref for the portable kernels only, TAPS=1 to find the first node that differs, EXTRA= more
+# compiler flags.
 CROSS ?= arm-none-eabi-
 QEMU ?= qemu-system-arm
 OPT ?= {opt}
@@ -113,10 +114,10 @@ OBJECTS = $(SOURCES:%.c=$(OUT)/%.o) $(OUT)/startup.o
 all: $(OUT)/fw.elf $(OUT)/fw.bin
 
 $(OUT)/%.o: %.c $(wildcard *.h) | $(OUT)
-	$(TARGET_CC) $(CPU_$(BOARD)) $(COMMON) $(BARE) $(OPT) -I. -c $< -o $@
+	$(TARGET_CC) $(CPU_$(BOARD)) $(COMMON) $(BARE) $(OPT) $(EXTRA) -I. -c $< -o $@
 
 $(OUT)/startup.o: board/$(BOARD)/startup.c $(wildcard *.h) | $(OUT)
-	$(TARGET_CC) $(CPU_$(BOARD)) $(COMMON) $(BARE) $(OPT) -I. -c $< -o $@
+	$(TARGET_CC) $(CPU_$(BOARD)) $(COMMON) $(BARE) $(OPT) $(EXTRA) -I. -c $< -o $@
 
 $(OUT)/fw.elf: $(OBJECTS) board/$(BOARD)/link.ld
 	$(TARGET_CC) $(CPU_$(BOARD)) $(OPT) -T board/$(BOARD)/link.ld -Wl,-Map=$(OUT)/fw.map $(OBJECTS) $(LINK) -o $@
@@ -142,7 +143,7 @@ selftest: $(HOST_OUT)/selftest
 
 $(HOST_OUT)/selftest: $(SOURCES) $(wildcard *.h)
 	mkdir -p $(HOST_OUT)
-	$(CC) $(COMMON) $(OPT) -DQUL_BOARD_HOST -I. -o $@ $(SOURCES)
+	$(CC) $(COMMON) $(OPT) $(EXTRA) -DQUL_BOARD_HOST -I. -o $@ $(SOURCES)
 
 .PHONY: all selftest
 endif
