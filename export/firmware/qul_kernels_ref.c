@@ -13,22 +13,16 @@
 
 void qul_tile(int32_t *acc, const int8_t *x0, const int8_t *x1, const qul_tile_t *t)
 {
-    const int8_t *w0 = t->w, *w1 = w0 + t->filter;
-    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3], rows = t->rows;
+    const int8_t *w0 = t->w, *w1 = w0 + t->filter, *stop = w0 + t->n;
+    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
 
-    do {
-        const int8_t *stop = w0 + t->n;
-        while (w0 != stop) {
-            const int32_t x = *x0++, v = *x1++;
-            const int32_t f = *w0++, g = *w1++;
-            a += x * f;
-            b += x * g;
-            c += v * f;
-            d += v * g;
-        }
-        x0 += t->skip;
-        x1 += t->skip;
-    } while (--rows > 0);
+    while (w0 != stop) {
+        const int32_t x = *x0++, v = *x1++, f = *w0++, g = *w1++;
+        a += x * f;
+        b += x * g;
+        c += v * f;
+        d += v * g;
+    }
     acc[0] = a;
     acc[1] = b;
     acc[2] = c;
@@ -74,10 +68,11 @@ void qul_find(const int32_t *p, int32_t dilated, const int8_t *x, int32_t done, 
     clip(at->v, left, dilated ? p[QUL_DW] : 1, p[QUL_KW], p[QUL_W]);
 }
 
-/* A convolution, or one group of it, at work on two places. */
+/* A convolution, or one group of it, at work on two places: rows * columns pieces of t.n codes, each somewhere in x. `whole`:
+ * none is outside. */
 typedef struct {
     const qul_conv2d_t *p;
-    int32_t per, down, across;
+    int32_t per, down, across, rows, columns, whole;
     qul_place_t at[2];
     qul_tile_t t;
     int32_t acc[4];
@@ -101,22 +96,21 @@ static QUL_NOINLINE void gather(const job_t *s, const qul_place_t *at, int8_t *t
     }
 }
 
-/* The tile of two places of which not all is inside, tap by tap. */
-static QUL_NOINLINE void border(job_t *s)
+/* The tile of two places and two channels, piece by piece. */
+static QUL_NOINLINE void pieces(job_t *s)
 {
+    const int32_t n = s->t.n;
     int32_t u, v, e, at;
-    for (u = 0; u < s->p->kh; u++) {
-        for (v = 0; v < s->p->kw; v++) {
-            for (at = 0; at < s->per; at += s->t.n) {
+    for (u = 0; u < s->rows; u++) {
+        for (v = 0; v < s->columns; v++) {
+            for (at = 0; at < n; at += s->t.n) {
                 const int8_t *from[2];
-                s->t.n = s->per - at;
+                s->t.n = n - at;
                 for (e = 0; e < 2; e++) {
                     from[e] = s->at[e].x + u * s->down + v * s->across + at;
-                    if (!qul_inside(s->at + e, u, v)) {
+                    if (!s->whole && !qul_inside(s->at + e, u, v)) {
                         from[e] = s->patch[0];
-                        if (s->t.n > 2 * PATCH) {
-                            s->t.n = 2 * PATCH;
-                        }
+                        s->t.n = s->t.n < 2 * PATCH ? s->t.n : 2 * PATCH;
                     }
                 }
                 qul_tile(s->acc, from[0], from[1], &s->t);
@@ -124,43 +118,54 @@ static QUL_NOINLINE void border(job_t *s)
             }
         }
     }
+    s->t.n = n;
 }
 
-/* Finds the next two places, of `more` than one (an odd one is computed twice). Whether their tiles can be computed from
- * one piece of memory each: the input, or the patch. */
-static QUL_NOINLINE int32_t begin(job_t *s, const int8_t *x, int32_t done, int32_t more)
+/* Finds the next two places, of `more` than one (an odd one is computed twice), and how to cut their windows. */
+static QUL_NOINLINE void begin(job_t *s, const int8_t *x, int32_t done, int32_t more)
 {
     const qul_conv2d_t *p = s->p;
     const int32_t line = p->kw * s->per, window = p->kh * line;
-    int32_t direct = s->across == s->per && (p->kh == 1 || line >= LONG || window > PATCH), e;
+    int32_t e;
 
+    s->whole = 1;
     for (e = 0; e < 2; e++) {
         qul_place_t *at = s->at + e;
         qul_find(&p->h, 1, x, done + (e & more), at);
-        direct &= at->u[1] - at->u[0] == p->kh && at->v[1] - at->v[0] == p->kw;
+        s->whole &= at->u[1] - at->u[0] == p->kh && at->v[1] - at->v[0] == p->kw;
     }
-    s->t.rows = p->kh;
+    s->rows = p->kh;
+    s->columns = 1;
     s->t.n = line;
-    s->t.skip = s->down - line;
-    if (!direct) {
-        s->t.rows = 1;
+    if (window <= PATCH && (!s->whole || s->across != s->per || (p->kh != 1 && line < LONG))) {
+        s->rows = s->whole = 1;
         s->t.n = window;
-        if (window <= PATCH) {
-            direct = 1;
-            for (e = 0; e < 2; e++) {
-                gather(s, s->at + e, s->patch[e]);
-                s->at[e].x = s->patch[e];
-            }
+        for (e = 0; e < 2; e++) {
+            gather(s, s->at + e, s->patch[e]);
+            s->at[e].x = s->patch[e];
         }
+    } else if (!s->whole || s->across != s->per) {
+        s->columns = p->kw;
+        s->t.n = s->per;
     }
-    return direct;
+}
+
+/* The codes of channels c and c + pair at two places. */
+static QUL_NOINLINE void end(const job_t *s, int32_t c, int32_t pair, int8_t *y, int8_t *y1)
+{
+    const qul_conv2d_t *p = s->p;
+    y[c] = scaled(s->acc[0], p->m[c], p->row);
+    y1[c] = scaled(s->acc[2], p->m[c], p->row);
+    c += pair;
+    y[c] = scaled(s->acc[1], p->m[c], p->row);
+    y1[c] = scaled(s->acc[3], p->m[c], p->row);
 }
 
 /* Group `group`: channels of x from group * c / g on, k / g channels of y. */
 static QUL_NOINLINE void convolve(const qul_conv2d_t *p, int32_t group, const int8_t *x, int8_t *y)
 {
     const int32_t each = p->k / p->g, first = group * each, total = p->oh * p->ow;
-    int32_t done;
+    int32_t done, c;
     job_t s;
 
     s.p = p;
@@ -170,25 +175,21 @@ static QUL_NOINLINE void convolve(const qul_conv2d_t *p, int32_t group, const in
     qul_set(s.patch, (uint8_t)p->row[0], sizeof s.patch);
     for (done = 0; done < total; done += 2) {
         const int32_t more = done + 1 < total, window = p->kh * p->kw * s.per;
-        const int32_t direct = begin(&s, x + group * s.per, done, more);
-        int32_t c, e;
+        begin(&s, x + group * s.per, done, more);
         for (c = first; c < first + each; c += 2) {
             const int32_t pair = c + 1 < first + each;
-            for (e = 0; e < 4; e++) {
-                s.acc[e] = p->bias[c + (e & pair)];
-            }
+            s.acc[0] = s.acc[2] = p->bias[c];
+            s.acc[1] = s.acc[3] = p->bias[c + pair];
             s.t.w = p->weight + c * window;
             s.t.filter = pair ? window : 0;
-            if (direct) {
+            if (s.rows * s.columns == 1) {
                 qul_tile(s.acc, s.at[0].x, s.at[1].x, &s.t);
             } else {
-                border(&s);
+                pieces(&s);
             }
-            for (e = 0; e < 4; e++) {
-                const int32_t k = c + (e & pair);
-                y[(done + (e >> 1 & more)) * p->k + k] = scaled(s.acc[e], p->m[k], p->row);
-            }
+            end(&s, c, pair, y, y + (more ? p->k : 0));
         }
+        y += 2 * p->k;
     }
 }
 
@@ -207,23 +208,19 @@ void qul_conv2d_grouped(const qul_conv2d_grouped_t *p, const int8_t *x, int8_t *
 
 void qul_linear(const qul_linear_t *p, const int8_t *x, int8_t *y)
 {
-    int32_t k, e;
+    int32_t k;
     qul_tile_t t;
-    t.rows = 1;
-    t.skip = 0;
     t.n = p->n;
     t.w = p->weight;
     for (k = 0; k < p->k; k += 2) {
         const int32_t pair = k + 1 < p->k;
         int32_t acc[4];
-        for (e = 0; e < 4; e++) {
-            acc[e] = p->bias[k + (e & pair)];
-        }
+        acc[0] = acc[2] = p->bias[k];
+        acc[1] = acc[3] = p->bias[k + pair];
         t.filter = pair ? p->n : 0;
         qul_tile(acc, x, x, &t);
-        for (e = 0; e <= pair; e++) {
-            y[k + e] = scaled(acc[e], p->m[k + e], p->row);
-        }
+        y[k] = scaled(acc[0], p->m[k], p->row);
+        y[k + pair] = scaled(acc[1], p->m[k + pair], p->row);
         t.w += 2 * p->n;
     }
 }

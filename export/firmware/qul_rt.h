@@ -17,7 +17,9 @@
 #define QUL_ALIGNED(n) __attribute__((aligned(n)))
 #define QUL_SECTION(s) __attribute__((section(s)))
 #define QUL_WEAK __attribute__((weak))
+#define QUL_NORETURN __attribute__((noreturn))
 #define QUL_NOINLINE __attribute__((noinline))
+#define QUL_NORETURN __attribute__((noreturn))
 #define QUL_NOINLINE __attribute__((noinline))
 
 /* 16: float16 is its own type there, float32 still evaluates to float32. */
