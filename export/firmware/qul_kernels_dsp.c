@@ -21,9 +21,17 @@ static inline uint32_t word(const int8_t *p)
 
 void qul_tile(int32_t *acc, const int8_t *x0, const int8_t *x1, const qul_tile_t *t)
 {
-    const int8_t *w0 = t->w, *w1 = w0 + t->filter, *stop = w0 + (t->n & ~3);
-    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3], rest = t->n & 3;
+    const int8_t *w0 = t->w, *w1 = w0 + t->filter, *stop = w0 + (t->n & 3);
+    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
 
+    while (w0 != stop) {
+        const int32_t x = *x0++, v = *x1++, f = *w0++, g = *w1++;
+        a += x * f;
+        b += x * g;
+        c += v * f;
+        d += v * g;
+    }
+    stop = t->w + t->n;
     while (w0 != stop) {
         const uint32_t x = word(x0), v = word(x1);
         const int32_t xe = EVEN(x), xo = ODD(x), ve = EVEN(v), vo = ODD(v);
@@ -44,13 +52,6 @@ void qul_tile(int32_t *acc, const int8_t *x0, const int8_t *x1, const qul_tile_t
         x1 += 4;
         w0 += 4;
         w1 += 4;
-    }
-    for (; rest > 0; rest--) {
-        const int32_t x = *x0++, v = *x1++, f = *w0++, g = *w1++;
-        a += x * f;
-        b += x * g;
-        c += v * f;
-        d += v * g;
     }
     acc[0] = a;
     acc[1] = b;
