@@ -23,7 +23,7 @@ from qunlearn_export.shapes import problems
 
 BOARD_LIMIT = 8 * 2**20
 HOST_LIMIT = 64 * 2**20
-RUNTIME_HEADERS = ("qul_rt.h", "qul_kernels.h")
+RUNTIME_HEADERS = ("qul_rt.h", "qul_kernels.h", "qul_tile.h")
 RUNTIME = (*RUNTIME_HEADERS, "qul_crypto.h", "qul_rt.c", "qul_sha.c")
 """Runtime files of every folder, beside the kernels."""
 OTA, OPTS, KERNELS = ("none", "ab", "inplace"), ("-O2", "-Os"), ("auto", "ref")
