@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qunlearn_export import reader, runtime, writer
+from qunlearn_export import codegen, reader, runtime, writer
 from qunlearn_export.errors import QunlearnError
 from qunlearn_export.inspect import inspect
 
@@ -55,6 +55,10 @@ def attack(nets: Any, n: int, seed: int) -> dict[str, int]:
             # what the digest covers is intact; the mutation touched free text, or an attribute that fits as well
             assert found.codes_digest() == graph.codes_digest()
             counts["same"] += 1
+            with contextlib.suppress(QunlearnError):
+                options = codegen.Options(boards=("host",), vectors=4)
+                text = codegen.generate(codegen.site(found), options)["model.c"].decode()
+                assert text.isascii()
         with contextlib.suppress(QunlearnError):
             inspect(data)
         assert time.perf_counter() - start < SLOW_SECONDS, "a hostile file takes long"
