@@ -17,7 +17,9 @@
 #define QUL_ALIGNED(n) __attribute__((aligned(n)))
 #define QUL_SECTION(s) __attribute__((section(s)))
 #define QUL_WEAK __attribute__((weak))
+#define QUL_NORETURN __attribute__((noreturn))
 #define QUL_NOINLINE __attribute__((noinline))
+#define QUL_NORETURN __attribute__((noreturn))
 #define QUL_NOINLINE __attribute__((noinline))
 
 /* 16: float16 is its own type there, float32 still evaluates to float32. */
@@ -64,10 +66,6 @@ static inline int32_t qul_saturate(float v, int32_t z, int32_t lo, int32_t hi)
     }
     return q - zero;
 }
-
-/* Which of n taps, d apart, of a window that begins at `at` lie in [0, size): span[0] to before span[1]; both equal if none
- * does. */
-void qul_clip(int32_t *span, int32_t at, int32_t d, int32_t n, int32_t size);
 
 /* rint(v), ties to even, of v clamped to [-1024, 1024]. */
 int32_t qul_round(float v);
