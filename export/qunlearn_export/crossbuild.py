@@ -84,5 +84,7 @@ class Workshop:
                 f"{self.board.ram // 1024} KiB RAM).",
                 remedy="Choose a larger board or a smaller network.",
             )
-        line = next((one for one in text.splitlines() if "rror" in one), "no message")
+        telling = ("error:", "multiple definition", "undefined reference", "rror")
+        lines = text.splitlines()
+        line = next((one for mark in telling for one in lines if mark in one), "no message")
         return VerificationError(f"the build for {self.board.name} failed: {line.strip()}", remedy="Report this.")

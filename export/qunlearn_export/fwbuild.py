@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def firmware(
     if settings.check not in CHECKS:
         raise ConfigError(f"--check {settings.check!r}.", remedy=f"Use one of {', '.join(CHECKS)}.")
     check_target(Path(folder))
+    profiles = boards.profiles(*([] if settings.profiles is None else [settings.profiles]))
     _tools(options, settings)
     data = read_bytes(file)
     found = codegen.site(read(data))
@@ -75,7 +76,7 @@ def firmware(
         say("compiling for this computer and comparing with the integer rule")
         host = check_host(found.graph, check_inputs(found.graph, work, options.samples))
     measured = [
-        _board(found, options, settings, boards.BOARDS[name], files, say)
+        _board(found, options, settings, boards.BOARDS[name], files, profiles, say)
         for name in options.boards
         if name != "host" and _builds(settings)
     ]
@@ -116,6 +117,7 @@ def _board(
     settings: Settings,
     board: boards.Board,
     files: Mapping[str, bytes],
+    profiles: Sequence[boards.Profile],
     say: Callable[[str], None],
 ) -> fwreport.BoardReport:
     say(f"building for {board.name}")
@@ -135,7 +137,8 @@ def _board(
     if settings.check == "qemu" and board.machine:
         say(f"running on emulated {board.name}")
         out = _emulated(site, options, settings, shop, image.elf, out)
-    return replace(out, fits=_fits(site, options, settings, out, board))
+    known = [p for p in profiles if p.core == board.core]
+    return replace(out, fits=_fits(site, options, settings, out, known))
 
 
 def _emulated(
@@ -184,9 +187,13 @@ def _emulated(
 
 
 def _fits(
-    site: Site, options: codegen.Options, settings: Settings, out: fwreport.BoardReport, board: boards.Board
+    site: Site,
+    options: codegen.Options,
+    settings: Settings,
+    out: fwreport.BoardReport,
+    profiles: Sequence[boards.Profile],
 ) -> list[dict[str, Any]]:
-    """Verdicts of every profile of the board's core, its application's reserves included."""
+    """Verdicts of the profiles, the application's reserves included."""
     sizes = fwreport.totals(site, out)
     blob = site.layout.blob_bytes
     flash = boards.flash_need(
@@ -197,13 +204,11 @@ def _fits(
         staging=blob + fwreport.STAGING,
         journal=fwreport.JOURNAL,
     )
-    known = boards.profiles(*([] if settings.profiles is None else [settings.profiles]))
     return [
         vars(
             boards.fits(
                 p, flash=flash, ram=sizes.ram, reserve_flash=settings.reserve_flash, reserve_ram=settings.reserve_ram
             )
         )
-        for p in known
-        if p.core == board.core
+        for p in profiles
     ]

@@ -14,7 +14,6 @@ from qunlearn.errors import ConfigError, MissingDependencyError, UnsupportedErro
 from qunlearn.models import build
 from qunlearn.quant import QuantModel, QuantSpec, lower, prepare
 from qunlearn.quant.detie import detie
-from qunlearn_export import qemu
 from qunlearn_export.writer import serialize
 
 SHAPE = (1, 12, 8)
@@ -72,7 +71,7 @@ def test_wrong_kinds_and_absent_tools(
         FirmwarePredictor(net[1], kind="c-target")
 
 
-@pytest.mark.skipif(bool(qemu.missing()), reason=f"not installed: {', '.join(qemu.missing())}")
+@pytest.mark.cross
 def test_an_emulated_board_answers_the_same(net: tuple[QuantModel, bytes], x: np.ndarray) -> None:
     target = FirmwarePredictor(net[1], kind="c-target", board="mps2-an385")
     assert target.kind == "c-target"
