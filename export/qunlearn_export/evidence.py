@@ -200,9 +200,17 @@ def _gather(found: Mapping[str, Any], files: Files, few: int) -> Evidence:
         },
         code=found["digests"]["code"],
         split=splits.pop(),
-        seed=int(results[0][1]["seeds"]["audit"]),
+        seed=seed_of(found),
         codes_changed=None if change is None else change["codes_changed"],
     )
+
+
+def seed_of(found: Mapping[str, Any]) -> int:
+    """The seed that the audits divided the data by; ArtefactError when the results do not say."""
+    try:
+        return int(next(r for rs in found["results"].values() for r in rs)["seeds"]["audit"])
+    except (KeyError, TypeError, AttributeError, StopIteration, ValueError) as err:
+        raise ArtefactError("the audit results name no seed.", remedy="Run `qunlearn audit` anew.") from err
 
 
 def result_digest(result: Mapping[str, Any]) -> str:
