@@ -19,6 +19,8 @@ COMMANDS = {
     "export": "Write a run as an int8 ONNX file, with a parity check.",
     "inspect": "Say what an ONNX file is: dtypes, integer coverage, static checks.",
     "audit": "Judge a run or an int8 ONNX file: forgotten, useful, and really changed?",
+    "bundle": "Make signed updates for devices; make keys; check a device's receipt.",
+    "verify": "Check a signed update: signatures, digests, recomputation, audits.",
     "methods": "List the unlearning methods, or one with its hyper-parameters.",
     "audits": "List the audits, or one with its settings.",
 }

@@ -122,14 +122,16 @@ def assess(
 
 
 def _predictor(subject: Subject, kind: str) -> predictor.Predictor:
-    if kind == "torch-fq":
+    if kind.startswith("torch"):
         if subject.model is None:
             raise ConfigError(
                 "an ONNX file has no fake-quantized network.", remedy="Give the run in place of the file, or --on onnx."
             )
-        return predictor.TorchPredictor(subject.model)
+        return predictor.TorchPredictor(subject.model, kind=kind)
     if kind == "oracle":
         return predictor.OraclePredictor(subject.file)
+    if kind.startswith("c-"):
+        return predictor.FirmwarePredictor(subject.file, kind=kind)
     return predictor.OnnxPredictor(subject.file, level=kind.removeprefix("onnx-"))
 
 

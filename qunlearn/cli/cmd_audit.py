@@ -22,7 +22,7 @@ qunlearn audit runs/oeu --before runs/base --reference runs/without --forget gro
 @click.option("--reference", type=click.Path(), help="Run trained without the data; without it, none is declared.")
 @click.option("--forget", required=True, help="The deletion request.")
 @click.option("--audit", "audits", help="Comma-separated names from `qunlearn audits`; default all.")
-@click.option("--on", "kinds", default="onnx", show_default=True, help="torch, onnx, or kinds, comma-separated.")
+@click.option("--on", "kinds", default="onnx", show_default=True, help="torch, onnx, c, or kinds, comma-separated.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder for files, results and report.")
 def command(
