@@ -125,6 +125,8 @@ def gather(found: Mapping[str, Any], files: Files, *, few: int = m.FEW) -> Evide
 def _gather(found: Mapping[str, Any], files: Files, few: int) -> Evidence:
     results = [(kind, r) for kind, rs in found["results"].items() for r in rs]
     shipped = [kind for kind in found["shipping"] if kind in found["results"]]
+    if found["verdict"] not in m.VERDICTS:
+        raise ValueError("no verdict")
     if not results or shipped != list(found["shipping"]) or not shipped:
         raise ValueError("no results")
     bad = [text for kind, r in results for text in _strangers(kind, r, files)]
