@@ -354,7 +354,7 @@ static void modulo(uint32_t *r, const uint8_t *h)
     for (i = 0; i < 8; i++)
         r[i] = (r[i] >> 5) | (i < 7 ? r[i + 1] << 27 : 0);
     while (k--) {
-        c = (h[k >> 3] >> (k & 7)) & 1u;
+        c = ((uint32_t)h[k >> 3] >> (k & 7)) & 1;
         for (i = 0; i < 8; i++) {
             t = r[i] >> 31;
             r[i] = (r[i] << 1) | c;

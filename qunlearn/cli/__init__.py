@@ -21,6 +21,7 @@ COMMANDS = {
     "audit": "Judge a run or an int8 ONNX file: forgotten, useful, and really changed?",
     "bundle": "Make signed updates for devices; make keys; check a device's receipt.",
     "verify": "Check a signed update: signatures, digests, recomputation, audits.",
+    "device": "On a Linux device: install signed updates, run the model, check that no old one can come back.",
     "methods": "List the unlearning methods, or one with its hyper-parameters.",
     "audits": "List the audits, or one with its settings.",
 }
