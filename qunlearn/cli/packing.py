@@ -8,6 +8,7 @@ import secrets
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,16 @@ def passphrase(file: str | None, *, confirm: bool) -> bytes:
         raise ConfigError("no passphrase was given.", remedy="Give --passphrase-file FILE (or --no-passphrase).")
     text: str = click.prompt("passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
     return text.encode()
+
+
+def epoch() -> float:
+    """``SOURCE_DATE_EPOCH`` where it is set (then two builds are equal), else now."""
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if text is None:
+        return time.time()
+    if not text.isascii() or not text.isdigit() or len(text) > 11:
+        raise ConfigError("SOURCE_DATE_EPOCH is not a number of seconds.", remedy="Set it to seconds since 1970.")
+    return float(text)
 
 
 def built_text(made: Built, path: Path) -> str:

@@ -28,7 +28,7 @@ def test_levels_one_and_two_hold(world, built):
     assert len(opened.checks) == 4
     checks = verify.recompute(opened, world.base, applier=capplier.CApplier())
     assert "the C applier gives the same target" in checks
-    assert len(checks) == 6
+    assert any("c-host vs oracle 0 LSB" in c for c in checks)
 
 
 def test_the_device_side_gets_the_target(world, built):
