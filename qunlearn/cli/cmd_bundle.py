@@ -78,7 +78,7 @@ def build(
     sample is found in it. The sequence has no default: it must rise with every update of a device class.
     """
     from qunlearn.cli import packing
-    from qunlearn_export import bundle, capplier, evidence, verify
+    from qunlearn_export import bundle, capplier, evidence
 
     try:
         device = UUID(device_class)
@@ -100,6 +100,7 @@ def build(
         method=packing.method(Path(run)),
         request=asked.canonical,
         samples=asked.samples,
+        split=asked.split,
         salt=packing.salt(Path(salt) if salt is not None else Path(run) / packing.SALT),
         sequence=sequence,
         base_sequence=base_sequence,
@@ -111,11 +112,8 @@ def build(
         with_onnx=with_onnx,
         allow=allow_verdict,
     )
-    settings.say("comparing with generated C")
-    applier = capplier.CApplier()
-    checks = capplier.compare_c(new.graph, verify.synthetic(new.graph, verify.PARITY_INPUTS))
-    settings.say("building, signing, searching for forget samples")
-    made = bundle.build(order, hand, epoch=packing.epoch(), applier=applier, checks=checks)
+    settings.say("building, comparing with generated C, signing, searching for forget samples")
+    made = bundle.build(order, hand, epoch=packing.epoch(), applier=capplier.CApplier(), measure=packing.generated_c)
     path = made.write(output)
     value = {
         "bundle": str(path),

@@ -171,6 +171,7 @@ def make(base_graph: g.Graph, target_graph: g.Graph) -> World:
         method={"name": "oeu", "version": "1", "config": "a" * 64, "seed": 3},
         request=REQUEST,
         samples=len(stored),
+        split="e" * 64,
         salt=SALT,
         sequence=7,
         base_sequence=6,

@@ -165,6 +165,12 @@ def test_results_measured_on_other_files_are_refused(world, path, value, message
         world.build(audit=world.audited(path, value))
 
 
+def test_results_on_another_split_are_refused(world):
+    """The guard looks for the samples of one request; results of another one say nothing about it."""
+    with pytest.raises(VerificationError, match="other data or for another request"):
+        world.build(split="f" * 64)
+
+
 @pytest.mark.parametrize("path", ["results", "shipping", "tables", "environment", "digests", "verdict"])
 def test_incomplete_results_are_refused(world, path):
     with pytest.raises(ArtefactError, match="not complete"):
