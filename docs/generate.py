@@ -165,6 +165,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "models": _models,
     "commands": _commands,
     "result-step": _step,
+    "result-delta": partial(_result, "delta"),
     "result-demo": partial(_result, "demo"),
     "result-verdicts": partial(_result, "verdicts"),
     **{f"method-{name}": partial(_method, name) for name in METHODS},

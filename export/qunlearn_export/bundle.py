@@ -17,6 +17,7 @@ import numpy as np
 
 from qunlearn_export import archive, bom, container, delta, evidence, keys, reader, selftest
 from qunlearn_export import manifest as m
+from qunlearn_export import schema as s
 from qunlearn_export.degenerate import degenerate
 from qunlearn_export.errors import ConfigError, InvariantError, VerificationError
 from qunlearn_export.files import write_atomic
@@ -156,7 +157,7 @@ def build(
         entries["model.onnx"] = target.file
     subjects = {n: sha256(d) for n, d in entries.items()} | {"update.payload": payload.hex()}
     statement = m.statement(subjects, predicate)
-    text = m.s.canonical(statement)
+    text = s.canonical(statement)
     entries["manifest.json"] = text
     entries["manifest.sig"] = keys.key_digest(signer.public) + signer.sign(m.signed_bytes(text))
     header = container.Header(

@@ -77,7 +77,14 @@ def command(
         settings.say("recomputing audits")
         names = [n.strip() for n in audits.split(",")] if audits else None
         again, more = recompute.audits(
-            settings, opened, Path(str(base)), source, forget, Path(salt), reference and Path(reference), names
+            settings,
+            opened,
+            Path(str(base)),
+            source,
+            forget,
+            Path(salt),
+            None if reference is None else Path(reference),
+            names,
         )
         checks += more
     p = opened.predicate

@@ -19,7 +19,7 @@ from qunlearn.cli import run
 from qunlearn.data import sources
 from qunlearn.data.request import Request
 from qunlearn.data.splits import make_splits
-from qunlearn_export import archive, bundle, container, keys
+from qunlearn_export import archive, bundle, container, keys, schema
 from qunlearn_export import manifest as m
 from qunlearn_export.receipt import Receipt
 
@@ -211,7 +211,7 @@ def resigned(site: Site, edit: Callable[[dict[str, Any]], None]) -> bytes:
     for subject in value["subject"]:
         if subject["name"] == "bom.cdx.json":
             subject["digest"]["sha256"] = bundle.sha256(entries["bom.cdx.json"])
-    text, signer = m.s.canonical(value), site.signer
+    text, signer = schema.canonical(value), site.signer
     entries["manifest.json"] = text
     entries["manifest.sig"] = keys.key_digest(signer.public) + signer.sign(m.signed_bytes(text))
     update = container.read(entries["update.bin"])

@@ -12,7 +12,7 @@ import bundle_cases as cases
 import numpy as np
 import pytest
 
-from qunlearn_export import archive, bundle, capplier, container, delta, keys, verify
+from qunlearn_export import archive, bundle, capplier, container, delta, keys, schema, verify
 from qunlearn_export.errors import ArtefactError, QunlearnError, VerificationError
 
 REFUSED = {2, 3}
@@ -269,5 +269,5 @@ def test_signed_reports_with_a_place_for_samples_are_refused(entries):
     ):
         report = json.loads(entries["report.json"])
         edit(report)
-        data = cases.resign({**entries, "report.json": cases.m.s.canonical(report)})
+        data = cases.resign({**entries, "report.json": schema.canonical(report)})
         assert refusal(data) == 2
