@@ -167,6 +167,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-step": _step,
     "result-demo": partial(_result, "demo"),
     "result-verdicts": partial(_result, "verdicts"),
+    "result-device-update": partial(_result, "device_update"),
     **{f"method-{name}": partial(_method, name) for name in METHODS},
     **{f"audit-{name}": partial(_audit, name) for name in AUDITS},
 }

@@ -471,7 +471,7 @@ def test_command_line(world, built, tmp_path, capsys):
     assert cli(["device", "apply", bundle_file, "--store", store, "--json"]) == 3
     told = capsys.readouterr()
     assert json.loads(told.out)["code"] == 16
-    assert told.err.startswith("error:")
+    assert told.err.startswith("device code 16\nerror:")
     assert cli(["device", "verify", bundle_file, "--store", store]) == 3
     assert cli(["device", "rollback-check", bundle_file, "--store", store]) == 0
     out = str(tmp_path / "y.npy")
