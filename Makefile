@@ -6,7 +6,7 @@ MARK := $(VENV)/.installed
 export MPLBACKEND := svg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test test-slow bench lint format docs clean
+.PHONY: demo install cross test test-slow bench lint format docs clean
 
 demo: install
 	$(BIN)/qunlearn demo -o runs/demo
@@ -19,10 +19,14 @@ $(MARK): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[workstation,gpu,dev]'
 	touch $(MARK)
 
-test: install lint
+# Arm compiler and emulator for the firmware tests, through apt where that is allowed; else a loud note.
+cross:
+	@sh tests/install_cross.sh
+
+test: install lint cross
 	$(BIN)/python -m pytest -m 'not slow' tests
 
-test-slow: install
+test-slow: install cross
 	$(BIN)/python -m pytest -m slow tests
 
 bench: install

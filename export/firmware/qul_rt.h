@@ -17,6 +17,8 @@
 #define QUL_ALIGNED(n) __attribute__((aligned(n)))
 #define QUL_SECTION(s) __attribute__((section(s)))
 #define QUL_WEAK __attribute__((weak))
+#define QUL_NOINLINE __attribute__((noinline))
+#define QUL_NOINLINE __attribute__((noinline))
 
 /* 16: float16 is its own type there, float32 still evaluates to float32. */
 QUL_STATIC_ASSERT(FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16, float_evaluation_method);
@@ -63,20 +65,9 @@ static inline int32_t qul_saturate(float v, int32_t z, int32_t lo, int32_t hi)
     return q - zero;
 }
 
-/* Which of n taps, d apart, of a window that begins at `at` lie in [0, size): from qul_first_tap to before qul_end_tap;
- * none if the first is not less than the second. */
-static inline int32_t qul_first_tap(int32_t at, int32_t d, int32_t n)
-{
-    int32_t first = at >= 0 ? 0 : d == 1 ? -at : (d - 1 - at) / d;
-    return first < n ? first : n;
-}
-
-static inline int32_t qul_end_tap(int32_t at, int32_t d, int32_t n, int32_t size)
-{
-    int32_t room = size - at;
-    int32_t end = room <= 0 ? 0 : d == 1 ? room : (room + d - 1) / d;
-    return end < n ? end : n;
-}
+/* Which of n taps, d apart, of a window that begins at `at` lie in [0, size): span[0] to before span[1]; both equal if none
+ * does. */
+void qul_clip(int32_t *span, int32_t at, int32_t d, int32_t n, int32_t size);
 
 /* rint(v), ties to even, of v clamped to [-1024, 1024]. */
 int32_t qul_round(float v);

@@ -23,9 +23,9 @@ from qunlearn_export.shapes import problems
 
 BOARD_LIMIT = 8 * 2**20
 HOST_LIMIT = 64 * 2**20
-RUNTIME_HEADERS = ("qul_rt.h", "qul_kernels.h")
-RUNTIME = (*RUNTIME_HEADERS, "qul_crypto.h", "qul_rt.c", "qul_kernels_ref.c", "qul_sha.c")
-"""Runtime files of every folder."""
+RUNTIME_HEADERS = ("qul_rt.h", "qul_kernels.h", "qul_tile.h")
+RUNTIME = (*RUNTIME_HEADERS, "qul_crypto.h", "qul_rt.c", "qul_sha.c")
+"""Runtime files of every folder, beside the kernels."""
 OTA, OPTS, KERNELS = ("none", "ab", "inplace"), ("-O2", "-Os"), ("auto", "ref")
 
 
@@ -88,7 +88,8 @@ def generate(found: Site, options: Options) -> dict[str, bytes]:
     prefix = identifier(options.name)
     blob = pack(found.graph, found.layout)
     vectors = choose(found.graph, options.vectors, options.samples)
-    names = [*RUNTIME, *(emit_ota.FILES if options.ota != "none" else ())]
+    kernels = sorted(p.name for p in runtime().glob("qul_kernels_*.c"))
+    names = [*RUNTIME, *kernels, *(emit_ota.FILES if options.ota != "none" else ())]
     files = {name: (runtime() / name).read_bytes() for name in names}
     texts = {
         **model_sources(found, prefix),
@@ -100,6 +101,8 @@ def generate(found: Site, options: Options) -> dict[str, bytes]:
     }
     sources = sorted(name for name in {**files, **texts} if name.endswith(".c"))
     targets = [boards.BOARDS[name] for name in options.boards if name != "host"]
+    for board in targets:
+        files |= boards.board_files(board)
     texts["Makefile"] = emit_build.makefile(
         sources=sources,
         targets=[emit_build.Target(name=b.name, cpu=b.cpu, machine=b.machine) for b in targets],

@@ -18,11 +18,12 @@ from qunlearn_export.package import fill
 CROSS = "arm-none-eabi-"
 APT = "apt-get install --no-install-recommends gcc-arm-none-eabi make"
 TIME_LIMIT = 600.0
+ROOT = "qul_reset"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A built board image: the ELF file, its sizes in bytes, the deepest stack of ``main`` (None without call graphs),
+    """A built board image: the ELF file, its sizes in bytes, the deepest stack from reset (None without call graphs),
     the compiler's name and version."""
 
     elf: Path
@@ -40,7 +41,9 @@ def require_tools() -> None:
     """MissingDependencyError with the install line unless a board can be built."""
     missing = missing_tools()
     if missing:
-        raise MissingDependencyError(f"building for a board needs {', '.join(missing)}.", remedy=f"Install them: {APT}.")
+        raise MissingDependencyError(
+            f"building for a board needs {', '.join(missing)}.", remedy=f"Install them: {APT}."
+        )
 
 
 class Workshop:
@@ -65,15 +68,13 @@ class Workshop:
             shutil.rmtree(self.folder / "build", ignore_errors=True)
         extra = " ".join(["-fcallgraph-info=su", *defines])
         command = ["make", "-s", f"BOARD={self.board.name}", f"EXTRA={extra}", *settings]
-        done = subprocess.run(
-            command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=TIME_LIMIT
-        )
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=TIME_LIMIT)
         if done.returncode != 0:
             raise self._failure(f"{done.stderr}\n{done.stdout}")
         out = self.folder / "build" / self.board.name
         size = image_size((out / "fw.map").read_text(), ota=self.ota)
         graphs = [p.read_text() for p in sorted(out.glob("*.ci"))]
-        stack = stack_depth(graphs, "main") if graphs else None
+        stack = stack_depth(graphs, ROOT) if graphs else None
         return Image(elf=out / "fw.elf", size=size, stack=stack, compiler=self.compiler)
 
     def _failure(self, text: str) -> UnsupportedError | VerificationError:
@@ -83,5 +84,7 @@ class Workshop:
                 f"{self.board.ram // 1024} KiB RAM).",
                 remedy="Choose a larger board or a smaller network.",
             )
-        line = next((one for one in text.splitlines() if "rror" in one), "no message")
+        telling = ("error:", "multiple definition", "undefined reference", "rror")
+        lines = text.splitlines()
+        line = next((one for mark in telling for one in lines if mark in one), "no message")
         return VerificationError(f"the build for {self.board.name} failed: {line.strip()}", remedy="Report this.")

@@ -38,7 +38,7 @@ def call(site: Site, node: Node) -> list[str]:
     match node.op:
         case "conv2d" | "conv2d_grouped" | "depthwise":
             assert isinstance(layer, g.Conv)
-            fields = [*_maps(shapes[node.inputs[0]], out), *_conv(layer), *_weights(entries)]
+            fields = [*_maps(node.views[0], out), *_conv(layer), *_weights(entries)]
             return _call(node.op, fields, [xs[0], y])
         case "linear":
             inside = site.program.size(node.inputs[0])
@@ -47,7 +47,7 @@ def call(site: Site, node: Node) -> list[str]:
             fields = [("n", str(site.program.size(node.output))), ("m", _m(entries)), ("row", _row(entries))]
             return _call("add", fields, [*xs, y])
         case "maxpool":
-            fields = [*_maps(shapes[node.inputs[0]], out), *_window(layer), ("row", _row(entries))]
+            fields = [*_maps(node.views[0], out), *_window(layer), ("row", _row(entries))]
             return _call("maxpool", fields, [xs[0], y])
         case "avgpool":
             return _average(site, node, entries)
@@ -87,7 +87,7 @@ def _window(layer: g.AnyLayer | None) -> list[Field]:
 
 
 def _average(site: Site, node: Node, entries: Mapping[str, Entry]) -> list[str]:
-    layer, a = node.layer, site.program.shapes[node.inputs[0]]
+    layer, a = node.layer, node.views[0]
     assert isinstance(layer, g.AveragePool | g.GlobalAveragePool)
     if isinstance(layer, g.GlobalAveragePool):
         window = {"kh": a[0], "kw": a[1], "sh": 1, "sw": 1, "pt": 0, "pl": 0}
@@ -111,8 +111,7 @@ def _average(site: Site, node: Node, entries: Mapping[str, Entry]) -> list[str]:
 
 def _requant(site: Site, node: Node, entries: Mapping[str, Entry]) -> list[str]:
     total, lines, start = site.program.shapes[node.output][2], [], 0
-    for i, name in enumerate(node.inputs):
-        h, w, c = site.program.shapes[name]
+    for i, (name, (h, w, c)) in enumerate(zip(node.inputs, node.views, strict=True)):
         table = f"P + {entries[f'table{i}'].offset}"
         fields = [("rows", str(h * w)), ("c", str(c)), ("stride", str(total)), ("table", table)]
         lines += ["{", *_call("requant", fields, [site.at(name), site.at(node.output, start)]), "}"]

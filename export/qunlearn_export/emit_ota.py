@@ -14,6 +14,7 @@ FILES = (
     "qul_delta.c",
     "qul_ed25519.c",
     "qul_slots.c",
+    "qul_inplace.c",
 )
 """Runtime files of an update, beside those that every folder has."""
 

@@ -14,7 +14,17 @@ from qunlearn_export.macs import macs, weights
 
 INSN_NOTE = "QEMU instructions, not cycles, not time"
 NOT_RUN = "not run"
-STACK_MARGIN = 1.25
+STAGING, JOURNAL = 4 * 1024, 8 * 1024
+"""Bytes beyond the blob where an update is received, and of the journal of an update in place: pages of 4 KiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Bytes of one image: ``stack`` is the larger of static and measured, times 1.25."""
+
+    flash: int
+    ram: int
+    stack: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +95,24 @@ def report(
     }
 
 
+def totals(site: Site, b: BoardReport) -> Totals:
+    """What the static build needs."""
+    stack = -(-max(b.stack_static or 0, b.stack_measured or 0) * 5 // 4)
+    return Totals(
+        flash=site.layout.blob_bytes + b.code + b.selftest + b.update,
+        ram=site.arena.size + b.data_bss + stack,
+        stack=stack,
+    )
+
+
 def _board(site: Site, b: BoardReport) -> dict[str, Any]:
-    need = max(b.stack_static or 0, b.stack_measured or 0)
-    stack = int(-(-need * STACK_MARGIN // 1))
+    total = totals(site, b)
     flash = {"blob": site.layout.blob_bytes, "code": b.code, "selftest": b.selftest, "update": b.update}
-    ram = {"arena": site.arena.size, "arena_bound": site.arena.bound, "data_bss": b.data_bss}
+    stack = {"static": b.stack_static, "measured": b.stack_measured, "counted": total.stack}
+    ram = {"arena": site.arena.size, "arena_bound": site.arena.bound, "data_bss": b.data_bss, "stack": stack}
     return {
-        "flash": {**flash, "total": sum(flash.values())},
-        "ram": {
-            **ram,
-            "stack": {"static": b.stack_static, "measured": b.stack_measured, "counted": stack},
-            "total": site.arena.size + b.data_bss + stack,
-        },
+        "flash": {**flash, "total": total.flash},
+        "ram": {**ram, "total": total.ram},
         "build": {"compiler": b.compiler, "flags": b.flags, "board": b.board},
         "insn": {"layers": None if b.insn is None else list(b.insn), "total": b.insn_total},
         "parity": NOT_RUN if b.mismatches is None else {"inputs": b.inputs, "mismatches": b.mismatches},
@@ -113,47 +129,48 @@ def render(value: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     flash, ram, parity = value["flash"], value["ram"], value["parity"]
     lines = ["# Firmware report", ""]
-    lines += [
-        f"- codes digest `{value['model']['codes_digest']}`",
-        f"- layout digest `{value['model']['layout_digest']}`",
-    ]
+    lines += [f"- {name.replace('_', ' ')} `{digest}`" for name, digest in value["model"].items()]
     lines += [f"- blob {flash['blob']:,} B, arena {ram['arena']:,} B (no plan below {ram['arena_bound']:,} B)"]
     lines += [f"- {value['macs']:,} multiply-accumulates an inference"]
-    if parity == NOT_RUN:
-        lines.append("- parity: not run")
-    else:
-        lines.append(
-            f"- parity with the integer rule on this host: {parity['mismatches']} mismatches, {parity['inputs']} inputs"
-        )
+    lines += [f"- parity with the integer rule on this host: {_parity(parity)}"]
     for name, b in value["boards"].items():
-        lines += ["", f"## {name}", "", f"`{b['build']['compiler']}` `{b['build']['flags']}`", ""]
-        parts = ", ".join(f"{k} {v:,} B" for k, v in b["flash"].items())
-        stack = b["ram"]["stack"]
-        lines.append(f"- flash: {parts}")
-        lines.append(
-            f"- RAM: arena {b['ram']['arena']:,} B, data {b['ram']['data_bss']:,} B, stack {_or(stack['static'])} B static, "
-            f"{_or(stack['measured'])} B measured, total {b['ram']['total']:,} B"
-        )
+        lines += ["", f"## {name}", "", f"`{b['build']['compiler']}` `{b['build']['flags']}`", "", *_sizes(b)]
         if b["parity"] != NOT_RUN:
-            lines.append(
-                f"- outputs against the host: {b['parity']['mismatches']} mismatches, {b['parity']['inputs']} inputs"
-            )
+            lines.append(f"- outputs against the host: {_parity(b['parity'])}")
         if b["insn"]["total"] is not None:
-            lines.append(f"- {b['insn']['total']:,} instructions an inference ({value['insn_note']})")
-        if b["fits"]:
-            lines += ["", "| profile | verdict | flash need | RAM need | missing |", "|---|---|---|---|---|"]
-            for f in b["fits"]:
-                lines.append(
-                    f"| {f['name']} | {f['verdict']} | {f['need_flash']:,} | {f['need_ram']:,} | {f['missing']} |"
-                )
-    lines += ["", "## Layers", "", f"insn: {value['insn_note']}", "", "| layer | op | output | MAC | weights | insn |"]
-    lines.append("|---|---|---|---|---|---|")
+            lines.append(f"- {b['insn']['total']:,} insn an inference ({value['insn_note']})")
+        lines += ["", *_fit_rows(b["fits"])]
+    lines += ["", "## Layers", "", f"insn: {value['insn_note']}", ""]
+    lines += ["| layer | op | output | MAC | weights | insn |", "|---|---|---|---|---|---|"]
     for one in value["layers"]:
-        shape = "x".join(map(str, one["shape"]))
-        lines.append(
-            f"| {one['name']} | {one['op']} | {shape} | {one['macs']:,} | {one['weights']:,} | {_or(one['insn'])} |"
-        )
+        shape, insn = "x".join(map(str, one["shape"])), _or(one["insn"])
+        lines.append(f"| {one['name']} | {one['op']} | {shape} | {one['macs']:,} | {one['weights']:,} | {insn} |")
     return "\n".join(lines) + "\n"
+
+
+def _parity(value: Any) -> str:
+    return NOT_RUN if value == NOT_RUN else f"{value['mismatches']} mismatches on {value['inputs']} inputs"
+
+
+def _sizes(b: Mapping[str, Any]) -> list[str]:
+    ram, stack = b["ram"], b["ram"]["stack"]
+    parts = ", ".join(f"{k} {v:,} B" for k, v in b["flash"].items())
+    return [
+        f"- flash: {parts}",
+        f"- RAM: arena {ram['arena']:,} B, data {ram['data_bss']:,} B, stack {_or(stack['static'])} B static and "
+        f"{_or(stack['measured'])} B measured, {stack['counted']:,} B counted, total {ram['total']:,} B",
+    ]
+
+
+def _fit_rows(fits: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not fits:
+        return []
+    rows = ["| profile | verdict | flash: need of | RAM: need of | missing |", "|---|---|---|---|---|"]
+    for f in fits:
+        flash, ram = f"{f['need_flash']:,} of {f['have_flash']:,}", f"{f['need_ram']:,} of {f['have_ram']:,}"
+        missing = f"{f['missing_flash']:,} flash, {f['missing_ram']:,} RAM" if f["verdict"] == "TOO BIG" else "-"
+        rows.append(f"| {f['profile']} | {f['verdict']} | {flash} | {ram} | {missing} |")
+    return rows
 
 
 def _or(value: int | None) -> str:

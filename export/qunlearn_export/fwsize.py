@@ -21,8 +21,8 @@ SELFTEST = ("selftest",)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSize:
-    """Bytes: ``code`` of model, kernels, runtime and startup; ``blob``; ``selftest``; ``update``; ``data`` (in flash and
-    RAM) and ``bss``."""
+    """Bytes: ``code`` of model, kernels, runtime and startup; ``blob``; ``selftest``; ``update``; ``data`` (in flash
+    and in RAM) and ``bss``."""
 
     code: int
     blob: int

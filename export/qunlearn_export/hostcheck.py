@@ -37,7 +37,8 @@ def check_inputs(graph: g.Graph, macs: int, samples: Codes | None = None) -> Cod
 
 
 def check_host(graph: g.Graph, inputs: Codes) -> HostCheck:
-    """VerificationError naming the first layer that differs from the oracle; MissingDependencyError without compiler."""
+    """VerificationError naming the first layer that differs from the oracle; MissingDependencyError without a
+    compiler."""
     release = HostLibrary(graph)
     tapped = HostLibrary(graph, taps=True, like=release)
     want = Oracle(graph).run_all(dequantize(inputs, graph.activations[graph.input]))

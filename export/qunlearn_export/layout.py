@@ -325,6 +325,7 @@ def _structure(graph: g.Graph, prog: Program) -> str:
     for node in prog.nodes:
         layer = node.layer
         fact: dict[str, Any] = {"op": node.op, "in": [index[n] for n in node.inputs], "out": index[node.output]}
+        fact["views"] = [list(v) for v in node.views]
         fact |= {} if node.columns is None else {"columns": list(node.columns)}
         for key in ("kernel", "strides", "pads", "dilations", "group", "count_include_pad"):
             if layer is not None and hasattr(layer, key):

@@ -21,13 +21,15 @@ Hwc = tuple[int, int, int]
 class Node:
     """One kernel call: ``op`` on buffers ``inputs``, into buffer ``output``.
 
-    ``layer`` is the graph's layer (None for a transpose), ``columns`` the (C, H * W) of a flattened map whose order the
-    weights of a linear node follow, ``activation`` the graph's activation that ``output`` holds afterwards.
+    ``views`` is (H, W, C) of every input as this node sees it, which may differ from the shape its buffer was written
+    in. ``layer`` is the graph's layer (None for a transpose), ``columns`` the (C, H * W) of a flattened map whose order
+    the weights of a linear node follow, ``activation`` the graph's activation that ``output`` holds afterwards.
     """
 
     op: str
     name: str
     inputs: tuple[str, ...]
+    views: tuple[Hwc, ...]
     output: str
     layer: g.AnyLayer | None
     activation: str | None
@@ -138,6 +140,7 @@ class _Builder:
                 op=op,
                 name=layer.name,
                 inputs=inputs,
+                views=tuple(hwc(self.graph.activations[n].shape) for n in layer.inputs),
                 output=layer.output,
                 layer=layer,
                 activation=layer.output,
@@ -165,6 +168,7 @@ class _Builder:
                 op="transpose",
                 name=name,
                 inputs=(buffer,),
+                views=(shape,),
                 output=name,
                 layer=None,
                 activation=None,

@@ -77,6 +77,7 @@ class Active:
     files: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
+        """Content of ``active.json``."""
         return {"files": dict(self.files), "format": 1, "sequence": self.sequence}
 
 

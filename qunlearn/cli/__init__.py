@@ -18,6 +18,7 @@ COMMANDS = {
     "unlearn": "Make a trained run forget the samples of a deletion request.",
     "export": "Write a run as an int8 ONNX file, with a parity check.",
     "inspect": "Say what an ONNX file is: dtypes, integer coverage, static checks.",
+    "firmware": "Write an int8 ONNX file as C99 for a microcontroller, with self-test and report.",
     "audit": "Judge a run or an int8 ONNX file: forgotten, useful, and really changed?",
     "bundle": "Make signed updates for devices; make keys; check a device's receipt.",
     "verify": "Check a signed update: signatures, digests, recomputation, audits.",

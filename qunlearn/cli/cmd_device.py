@@ -182,6 +182,7 @@ def _answer(settings: Settings, work: Any, failed: Any = lambda value: False) ->
             raise
         if settings.json:
             settings.result({"code": code, "error": str(err)}, "")
+        settings.say(f"device code {code}")
         raise
     settings.result({"code": 0, **value}, text)
     return 3 if failed(value) else 0

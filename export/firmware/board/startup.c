@@ -30,8 +30,8 @@ typedef union {
 
 QUL_STATIC_ASSERT(sizeof(qul_vector_t) == 4, vectors_are_words);
 
-extern const qul_vector_t qul_vectors[16];
-const qul_vector_t qul_vectors[16] QUL_SECTION(".vectors") = {
+extern const qul_vector_t qul_vector_table[16];
+const qul_vector_t qul_vector_table[16] QUL_SECTION(".vectors") = {
     {.stack = _estack},
     {qul_reset},
     {qul_exception},
