@@ -1,9 +1,11 @@
-/* Ed25519 verification (RFC 8032, 5.1.7), ours. Numbers modulo p = 2^255 - 19 are eight 32-bit words, least significant
- * first, below 2^256 and not fully reduced unless said. Curve points are (X : Y : Z : T), x = X/Z, y = Y/Z, T = XY/Z.
- * The two scalar multiplications share their doublings (Straus), over signed windows of odd digits. */
+/* Ed25519 verification (RFC 8032, 5.1.7), ours. A number modulo p = 2^255 - 19 is ten signed limbs of 26 and 25 bits in
+ * turn, least significant first (the radix 2^25.5 of D. J. Bernstein, Curve25519, 2006). "Small" means that limbs are
+ * at most 1.01 * 2^25 and 2^24 in size, as a product's are; sums of up to three small numbers may be multiplied.
+ * Curve points are (X : Y : Z : T), x = X/Z, y = Y/Z, T = XY/Z. The two scalar multiplications share their doublings
+ * (Straus), over signed windows of odd digits. */
 #include "qul_crypto.h"
 
-typedef uint32_t fe[8];
+typedef int32_t fe[10];
 typedef struct {
     fe x, y, z, t;
 } point;
@@ -14,38 +16,38 @@ typedef struct {
 #define WINDOW_KEY 4
 #define WINDOW_BASE 5
 
-/* d, 2 d, a square root of -1, and y + x, y - x, 2 d x y of 1, 3, ..., 15 times the base point. */
-static const fe D = {0x135978a3u, 0x75eb4dcau, 0x4141d8abu, 0x00700a4du, 0x7779e898u, 0x8cc74079u, 0x2b6ffe73u,
-    0x52036ceeu};
-static const fe D2 = {0x26b2f159u, 0xebd69b94u, 0x8283b156u, 0x00e0149au, 0xeef3d130u, 0x198e80f2u,
-    0x56dffce7u, 0x2406d9dcu};
-static const fe ROOT = {0x4a0ea0b0u, 0xc4ee1b27u, 0xad2fe478u, 0x2f431806u, 0x3dfbd7a7u, 0x2b4d0099u,
-    0x4fc1df0bu, 0x2b832480u};
+/* d, 2 d, a square root of -1, and y + x, y - x, 2 d x y of 1, 3, ..., 15 times the base point; the group order. */
+static const fe D = {-10913610, 13857413, -15372611, 6949391, 114729, -8787816, -6275908, -3247719, -18696448,
+    -12055116};
+static const fe D2 = {-21827239, -5839606, -30745221, 13898782, 229458, 15978800, -12551817, -6495438,
+    29715968, 9444199};
+static const fe ROOT = {-32595792, -7943725, 9377950, 3500415, 12389472, -272473, -25146209, -2005654, 326686,
+    11406482};
 static const fe BASE[8][3] = {
-    {{0xf58c3b85u, 0x2fbc93c6u, 0xfb8c0e19u, 0xcf932dc6u, 0x643d42c2u, 0x270b4898u, 0x33d4ba65u, 0x07cf9d3au},
-     {0xd740913eu, 0x9d103905u, 0xd140beb3u, 0xfd399f05u, 0x688f8a09u, 0xa5c18434u, 0x98f81267u, 0x44fd2f92u},
-     {0x877aaa68u, 0xabc91205u, 0xccaac49eu, 0x26d9e823u, 0xdd43598cu, 0x5a1b7dcbu, 0x9f0c65a8u, 0x6f117b68u}},
-    {{0x4cee9730u, 0xaf25b0a8u, 0xe8864b8au, 0x025a8430u, 0x9f016732u, 0xc11b5002u, 0x9a80f8f4u, 0x7a164e1bu},
-     {0xa4fcd265u, 0x56611fe8u, 0xe5c1ba7du, 0x3bd353fdu, 0x214bd6bdu, 0x8131f31au, 0x555bda62u, 0x2ab91587u},
-     {0x0dd0d889u, 0x14ae933fu, 0x1c35da62u, 0x58942322u, 0x8cf2db4cu, 0xd170e545u, 0x12b9b4c6u, 0x5a2826afu}},
-    {{0x08a5bb33u, 0xa212bc44u, 0xc75eed02u, 0x8d5048c3u, 0x5abfec44u, 0xdd1beb0cu, 0x46e206ebu, 0x2945ccf1u},
-     {0xa447d6bau, 0x7f9182c3u, 0x4b2729b7u, 0xd50014d1u, 0xb864a087u, 0xe33cf11cu, 0xeb1b55f3u, 0x154a7e73u},
-     {0x812a8285u, 0xbcbbdbf1u, 0xd0bdd1fcu, 0x270e0807u, 0x1bbda72du, 0xb41b670bu, 0x6b3bb69au, 0x43aabe69u}},
-    {{0x944ea3bfu, 0x6b1a5cd0u, 0xb39dc0d2u, 0x7470353au, 0x28542e49u, 0x71b25282u, 0x283c927eu, 0x461bea69u},
-     {0xaa3221b1u, 0xba6f2c9au, 0x3bba23a7u, 0x6ca02153u, 0x92192c3au, 0x9dea764fu, 0x2e5317e0u, 0x1d6edd5du},
-     {0x01b8b3a2u, 0xf1836dc8u, 0x053ea49au, 0xb3035f47u, 0x5877adf3u, 0x529c41bau, 0x6a0f90a7u, 0x7a9fbb1cu}},
-    {{0xa6a8632fu, 0x9b2e678au, 0x51bc46c5u, 0xa6509e6fu, 0xc686f5b5u, 0xceb233c9u, 0x8add7f59u, 0x34b9ed33u},
-     {0x039d8064u, 0xf36e217eu, 0xf520419bu, 0x98a081b6u, 0xe75eb044u, 0x96cbc608u, 0xfadc9c8fu, 0x49c05a51u},
-     {0x9045af1bu, 0x06b4e8bfu, 0xa719d22fu, 0xe2ff83e8u, 0x93d4cf16u, 0xaaf6fc29u, 0x1b008b06u, 0x73c17202u}},
-    {{0x8a802adeu, 0x2fbf0084u, 0x02302e27u, 0xe5d9fecfu, 0x17703406u, 0x113e8471u, 0x546d8fafu, 0x4275aae2u},
-     {0x49864348u, 0x315f5b02u, 0x77088381u, 0x3ed6b369u, 0x6a8deb95u, 0xa3a07555u, 0x29d5c77fu, 0x18ab5980u},
-     {0xfd6089e9u, 0xd82b2cc5u, 0x3282e4a4u, 0x031eb4a1u, 0xb51a8622u, 0x44311199u, 0xb53df948u, 0x3dc65522u}},
-    {{0xa2007f6du, 0xbf70c222u, 0xb5bcdedbu, 0xbf84b39au, 0xfb07ba07u, 0x537a0e12u, 0xc346f241u, 0x234fd7eeu},
-     {0x327fbf93u, 0x506f013bu, 0x9b776f6bu, 0xaefcebc9u, 0xaaad5968u, 0x9d12b232u, 0x176024a7u, 0x0267882du},
-     {0x732ea378u, 0x5360a119u, 0xdf8dd471u, 0x2437e6b1u, 0x91a7e533u, 0xa2ef37f8u, 0xaa097863u, 0x497ba6fdu}},
-    {{0x13cfeaa0u, 0x24cecc03u, 0x189c246du, 0x8648c28du, 0xc1f2d4d0u, 0x2dbdbdfau, 0xf12de72bu, 0x61e22917u},
-     {0x468ccf0bu, 0x040bcd86u, 0x2a9910d6u, 0xd3829ba4u, 0x07b25192u, 0x75083008u, 0x18d05ebfu, 0x43b5cd42u},
-     {0x9bd0b516u, 0x5d9a762fu, 0x373fdeeeu, 0xeb38af4eu, 0x93d64270u, 0x032e5a7du, 0x0ae4d842u, 0x511d6121u}},
+    {{25967493, -14356035, 29566456, 3660896, -12694345, 4014787, 27544626, -11754271, -6079156, 2047605},
+     {-12545711, 934262, -2722910, 3049990, -727428, 9406986, 12720692, 5043384, 19500929, -15469378},
+     {-8738181, 4489570, 9688441, -14785194, 10184609, -12363380, 29287919, 11864899, -24514362, -4438546}},
+    {{15636291, -9688557, 24204773, -7912398, 616977, -16685262, 27787600, -14772189, 28944400, -1550024},
+     {16568933, 4717097, -11556148, -1102322, 15682896, -11807043, 16354577, -11775962, 7689662, 11199574},
+     {30464156, -5976125, -11779434, -15670865, 23220365, 15915852, 7512774, 10017326, -17749093, -9920357}},
+    {{10861363, 11473154, 27284546, 1981175, -30064349, 12577861, 32867885, 14515107, -15438304, 10819380},
+     {4708026, 6336745, 20377586, 9066809, -11272109, 6594696, -25653668, 12483688, -12668491, 5581306},
+     {19563160, 16186464, -29386857, 4097519, 10237984, -4348115, 28542350, 13850243, -23678021, -15815942}},
+    {{5153746, 9909285, 1723747, -2777874, 30523605, 5516873, 19480852, 5230134, -23952439, -15175766},
+     {-30269007, -3463509, 7665486, 10083793, 28475525, 1649722, 20654025, 16520125, 30598449, 7715701},
+     {28881845, 14381568, 9657904, 3680757, -20181635, 7843316, -31400660, 1370708, 29794553, -1409300}},
+    {{-22518993, -6692182, 14201702, -8745502, -23510406, 8844726, 18474211, -1361450, -13062696, 13821877},
+     {-6455177, -7839871, 3374702, -4740862, -27098617, -10571707, 31655028, -7212327, 18853322, -14220951},
+     {4566830, -12963868, -28974889, -12240689, -7602672, -2830569, -8514358, -10431137, 2207753, -3209784}},
+    {{-25154831, -4185821, 29681144, 7868801, -6854661, -9423865, -12437364, -663000, -31111463, -16132436},
+     {25576264, -2703214, 7349804, -11814844, 16472782, 9300885, 3844789, 15725684, 171356, 6466918},
+     {23103977, 13316479, 9739013, -16149481, 817875, -15038942, 8965339, -14088058, -30714912, 16193877}},
+    {{-33521811, 3180713, -2394130, 14003687, -16903474, -16270840, 17238398, 4729455, -18074513, 9256800},
+     {-25182317, -4174131, 32336398, 5036987, -21236817, 11360617, 22616405, 9761698, -19827198, 630305},
+     {-13720693, 2639453, -24237460, -7406481, 9494427, -5774029, -6554551, -15960994, -2449256, -14291300}},
+    {{-3151181, -5046075, 9282714, 6866145, -31907062, -863023, -18940575, 15033784, 25105118, -7894876},
+     {-24326370, 15950226, -31801215, -14592823, -11662737, -5090925, 1573892, -2625887, 2198790, -15804619},
+     {-3099351, 10324967, -2241613, 7453183, -5446979, -2735503, -13812022, -16236442, -32461234, -12290683}},
 };
 static const uint32_t ORDER[8] = {0x5cf5d3edu, 0x5812631au, 0xa2f79cd6u, 0x14def9deu, 0x00000000u, 0x00000000u,
     0x00000000u, 0x10000000u};
@@ -54,148 +56,208 @@ static void fe_copy(fe r, const fe a)
 {
     uint32_t i;
 
-    for (i = 0; i < 8; i++)
+    for (i = 0; i < 10; i++)
         r[i] = a[i];
 }
 
-static void fe_set(fe r, uint32_t v)
+static void fe_set(fe r, int32_t v)
 {
     uint32_t i;
 
-    for (i = 1; i < 8; i++)
+    for (i = 1; i < 10; i++)
         r[i] = 0;
     r[0] = v;
-}
-
-/* r = r + v; the carry out of 2^256 comes back as 38, since 2^256 = 38 modulo p. */
-static void fe_small(fe r, uint32_t v)
-{
-    uint32_t i = 0;
-    uint64_t c = v;
-
-    while (c) {
-        c += r[i];
-        r[i] = (uint32_t)c;
-        c >>= 32;
-        if (++i == 8) {
-            i = 0;
-            c *= 38;
-        }
-    }
 }
 
 static void fe_add(fe r, const fe a, const fe b)
 {
     uint32_t i;
-    uint64_t c = 0;
 
-    for (i = 0; i < 8; i++) {
-        c += (uint64_t)a[i] + b[i];
-        r[i] = (uint32_t)c;
-        c >>= 32;
-    }
-    fe_small(r, (uint32_t)c * 38);
+    for (i = 0; i < 10; i++)
+        r[i] = a[i] + b[i];
 }
 
-/* a - b = a + (2^256 - 1 - b) + 1 - 2^256, and 1 - 2^256 = -37; so a borrow costs 38, which may borrow once more. */
 static void fe_sub(fe r, const fe a, const fe b)
 {
-    uint32_t i, borrow = 0, back;
+    uint32_t i;
 
-    for (i = 0; i < 8; i++) {
-        uint64_t t = (uint64_t)a[i] - b[i] - borrow;
-        r[i] = (uint32_t)t;
-        borrow = (uint32_t)(t >> 32) & 1;
-    }
-    while (borrow) {
-        back = 38;
-        for (i = 0; i < 8 && back; i++) {
-            uint32_t t = r[i];
-            r[i] = t - back;
-            back = t < back;
-        }
-        borrow = back;
-    }
+    for (i = 0; i < 10; i++)
+        r[i] = a[i] - b[i];
 }
 
-/* c_ : t_ = a * b + t_ + c_ never overflows 64 bits: (2^32 - 1)^2 + 2 (2^32 - 1) = 2^64 - 1. One UMAAL where there is one. */
-#define MAC(t_, a_, b_, c_)                                                                                            \
+/* The end of a product: the low n bits of column c, as a signed number, are limb k of r; the rest goes on into the next
+ * column. Conversions and shifts of negative numbers are two's complement with every compiler that this is for. */
+#define LIMB(k, n)                                                                                                     \
     do {                                                                                                               \
-        uint64_t m_ = (uint64_t)(a_) * (b_) + (t_) + (c_);                                                             \
-        (t_) = (uint32_t)m_;                                                                                           \
-        (c_) = (uint32_t)(m_ >> 32);                                                                                   \
+        int32_t low_ = (int32_t)((uint32_t)c << (32 - (n))) >> (32 - (n));                                             \
+        r[k] = low_;                                                                                                   \
+        c = (c - low_) >> (n);                                                                                         \
     } while (0)
 
+/* 2^255 = 19: the carry out of limb 9 comes back to limb 0, and from there to limb 1. */
+static void wrap(int32_t *r, int64_t c)
+{
+    c = c * 19 + r[0];
+    LIMB(0, 26);
+    r[1] += (int32_t)c;
+}
+
+static void fe_carry(fe r)
+{
+    int64_t c = 0;
+    uint32_t k;
+
+    for (k = 0; k < 10; k += 2) {
+        c += r[k];
+        LIMB(k, 26);
+        c += r[k + 1];
+        LIMB(k + 1, 25);
+    }
+    wrap(r, c);
+}
+
+#define X(u, v) ((int64_t)(u) * (v))
+
+/* a and b: sums of up to three small numbers. Two odd limbs meet at half a bit too much each, hence doubled; b19 is what
+ * wraps round. r is small. */
 static void fe_mul(fe r, const fe a, const fe b)
 {
-    uint32_t t[16], i, c;
+    const int32_t a0 = a[0], a1 = a[1], a2 = a[2], a3 = a[3], a4 = a[4], a5 = a[5], a6 = a[6], a7 = a[7], a8 = a[8],
+                  a9 = a[9];
+    const int32_t b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3], b4 = b[4], b5 = b[5], b6 = b[6], b7 = b[7], b8 = b[8],
+                  b9 = b[9];
+    const int32_t d1 = 2 * a1, d3 = 2 * a3, d5 = 2 * a5, d7 = 2 * a7, d9 = 2 * a9;
+    const int32_t w1 = 19 * b1, w2 = 19 * b2, w3 = 19 * b3, w4 = 19 * b4, w5 = 19 * b5, w6 = 19 * b6, w7 = 19 * b7,
+                  w8 = 19 * b8, w9 = 19 * b9;
+    int64_t c = 0;
 
-    for (i = 0; i < 8; i++)
-        t[i] = 0;
-    for (i = 0; i < 8; i++) {
-        uint32_t *u = t + i, x = b[i];
-        c = 0;
-        MAC(u[0], a[0], x, c);
-        MAC(u[1], a[1], x, c);
-        MAC(u[2], a[2], x, c);
-        MAC(u[3], a[3], x, c);
-        MAC(u[4], a[4], x, c);
-        MAC(u[5], a[5], x, c);
-        MAC(u[6], a[6], x, c);
-        MAC(u[7], a[7], x, c);
-        u[8] = c;
-    }
-    c = 0;
-    for (i = 0; i < 8; i++) {
-        MAC(t[i], t[i + 8], 38u, c);
-        r[i] = t[i];
-    }
-    fe_small(r, c * 38);
+    c += X(a0, b0) + X(d1, w9) + X(a2, w8) + X(d3, w7) + X(a4, w6) + X(d5, w5) + X(a6, w4) + X(d7, w3) + X(a8, w2) +
+         X(d9, w1);
+    LIMB(0, 26);
+    c += X(a0, b1) + X(a1, b0) + X(a2, w9) + X(a3, w8) + X(a4, w7) + X(a5, w6) + X(a6, w5) + X(a7, w4) + X(a8, w3) +
+         X(a9, w2);
+    LIMB(1, 25);
+    c += X(a0, b2) + X(d1, b1) + X(a2, b0) + X(d3, w9) + X(a4, w8) + X(d5, w7) + X(a6, w6) + X(d7, w5) + X(a8, w4) +
+         X(d9, w3);
+    LIMB(2, 26);
+    c += X(a0, b3) + X(a1, b2) + X(a2, b1) + X(a3, b0) + X(a4, w9) + X(a5, w8) + X(a6, w7) + X(a7, w6) + X(a8, w5) +
+         X(a9, w4);
+    LIMB(3, 25);
+    c += X(a0, b4) + X(d1, b3) + X(a2, b2) + X(d3, b1) + X(a4, b0) + X(d5, w9) + X(a6, w8) + X(d7, w7) + X(a8, w6) +
+         X(d9, w5);
+    LIMB(4, 26);
+    c += X(a0, b5) + X(a1, b4) + X(a2, b3) + X(a3, b2) + X(a4, b1) + X(a5, b0) + X(a6, w9) + X(a7, w8) + X(a8, w7) +
+         X(a9, w6);
+    LIMB(5, 25);
+    c += X(a0, b6) + X(d1, b5) + X(a2, b4) + X(d3, b3) + X(a4, b2) + X(d5, b1) + X(a6, b0) + X(d7, w9) + X(a8, w8) +
+         X(d9, w7);
+    LIMB(6, 26);
+    c += X(a0, b7) + X(a1, b6) + X(a2, b5) + X(a3, b4) + X(a4, b3) + X(a5, b2) + X(a6, b1) + X(a7, b0) + X(a8, w9) +
+         X(a9, w8);
+    LIMB(7, 25);
+    c += X(a0, b8) + X(d1, b7) + X(a2, b6) + X(d3, b5) + X(a4, b4) + X(d5, b3) + X(a6, b2) + X(d7, b1) + X(a8, b0) +
+         X(d9, w9);
+    LIMB(8, 26);
+    c += X(a0, b9) + X(a1, b8) + X(a2, b7) + X(a3, b6) + X(a4, b5) + X(a5, b4) + X(a6, b3) + X(a7, b2) + X(a8, b1) +
+         X(a9, b0);
+    LIMB(9, 25);
+    wrap(r, c);
+}
+
+/* fe_mul(r, a, a) with every mixed product formed once. */
+static void fe_square(fe r, const fe a)
+{
+    const int32_t a0 = a[0], a1 = a[1], a2 = a[2], a3 = a[3], a4 = a[4], a5 = a[5], a6 = a[6], a7 = a[7], a8 = a[8],
+                  a9 = a[9];
+    const int32_t d0 = 2 * a0, d1 = 2 * a1, d2 = 2 * a2, d3 = 2 * a3, d4 = 2 * a4, d5 = 2 * a5, d6 = 2 * a6, d7 = 2 * a7,
+                  d8 = 2 * a8, d9 = 2 * a9;
+    const int32_t w5 = 19 * a5, w6 = 19 * a6, w7 = 19 * a7, w8 = 19 * a8, w9 = 19 * a9;
+    int64_t c = 0;
+
+    c += X(a0, a0) + X(d1, 2 * w9) + X(d2, w8) + X(d3, 2 * w7) + X(d4, w6) + X(d5, w5);
+    LIMB(0, 26);
+    c += X(d0, a1) + X(d2, w9) + X(d3, w8) + X(d4, w7) + X(d5, w6);
+    LIMB(1, 25);
+    c += X(d0, a2) + X(d1, a1) + X(d3, 2 * w9) + X(d4, w8) + X(d5, 2 * w7) + X(a6, w6);
+    LIMB(2, 26);
+    c += X(d0, a3) + X(d1, a2) + X(d4, w9) + X(d5, w8) + X(d6, w7);
+    LIMB(3, 25);
+    c += X(d0, a4) + X(d1, d3) + X(a2, a2) + X(d5, 2 * w9) + X(d6, w8) + X(d7, w7);
+    LIMB(4, 26);
+    c += X(d0, a5) + X(d1, a4) + X(d2, a3) + X(d6, w9) + X(d7, w8);
+    LIMB(5, 25);
+    c += X(d0, a6) + X(d1, d5) + X(d2, a4) + X(d3, a3) + X(d7, 2 * w9) + X(a8, w8);
+    LIMB(6, 26);
+    c += X(d0, a7) + X(d1, a6) + X(d2, a5) + X(d3, a4) + X(d8, w9);
+    LIMB(7, 25);
+    c += X(d0, a8) + X(d1, d7) + X(d2, a6) + X(d3, d5) + X(a4, a4) + X(d9, w9);
+    LIMB(8, 26);
+    c += X(d0, a9) + X(d1, a8) + X(d2, a7) + X(d3, a6) + X(d4, a5);
+    LIMB(9, 25);
+    wrap(r, c);
 }
 
 static void fe_squares(fe r, uint32_t n)
 {
     while (n--)
-        fe_mul(r, r, r);
+        fe_square(r, r);
 }
 
-/* The one value in 0 .. p - 1. */
-static void fe_reduce(fe r)
+/* The 32 bytes of the one value in 0 .. p - 1; r is carried on the way. */
+static void store(uint8_t *out, fe r)
 {
-    fe t;
-    uint32_t i;
+    static const uint8_t bits[10] = {26, 25, 26, 25, 26, 25, 26, 25, 26, 25};
+    int32_t q = 0;
+    uint32_t i, have = 0;
+    uint64_t acc = 0;
 
-    for (i = 0; i < 2; i++) {
-        uint32_t top = r[7] >> 31;
-        r[7] &= 0x7fffffffu;
-        fe_small(r, top * 19);
+    fe_carry(r);
+    fe_carry(r);
+    /* r in (-p, 2p) or so: q = floor(r / p) by running (r + 19 q') / 2^255 through, after Bernstein's reference. */
+    q = (19 * r[9] + ((int32_t)1 << 24)) >> 25;
+    for (i = 0; i < 10; i++)
+        q = (r[i] + q) >> bits[i];
+    r[0] += 19 * q;
+    for (i = 0; i < 9; i++) {
+        int32_t c = r[i] >> bits[i];
+        r[i + 1] += c;
+        r[i] -= c * ((int32_t)1 << bits[i]);
     }
-    fe_copy(t, r);
-    fe_small(t, 19);
-    if (t[7] >> 31) {
-        t[7] &= 0x7fffffffu;
-        fe_copy(r, t);
+    r[9] &= 0x1ffffff;
+    for (i = 0; i < 10; i++) {
+        acc |= (uint64_t)(uint32_t)r[i] << have;
+        for (have += bits[i]; have >= 8; have -= 8, acc >>= 8)
+            *out++ = (uint8_t)acc;
+    }
+    *out = (uint8_t)acc;
+}
+
+static void load(fe r, const uint8_t *p)
+{
+    static const uint8_t bits[10] = {26, 25, 26, 25, 26, 25, 26, 25, 26, 25};
+    uint32_t i, have = 0;
+    uint64_t acc = 0;
+
+    for (i = 0; i < 10; i++) {
+        for (; have < bits[i] && have < 64 - 8; have += 8)
+            acc |= (uint64_t)*p++ << have;
+        r[i] = (int32_t)((uint32_t)acc & (((uint32_t)1 << bits[i]) - 1));
+        acc >>= bits[i];
+        have -= bits[i];
     }
 }
 
 static int fe_is_zero(const fe a)
 {
     fe t;
+    uint8_t bytes[32];
     uint32_t i, d = 0;
 
     fe_copy(t, a);
-    fe_reduce(t);
-    for (i = 0; i < 8; i++)
-        d |= t[i];
+    store(bytes, t);
+    for (i = 0; i < 32; i++)
+        d |= bytes[i];
     return d == 0;
-}
-
-static void load(fe r, const uint8_t *p)
-{
-    uint32_t i;
-
-    for (i = 0; i < 8; i++, p += 4)
-        r[i] = p[0] | ((uint32_t)p[1] << 8) | ((uint32_t)p[2] << 16) | ((uint32_t)p[3] << 24);
 }
 
 /* r = z^(2^252 - 3) if root, else z^(p - 2) = 1/z. r must not be z. */
@@ -206,12 +268,12 @@ static void fe_power(fe r, const fe z, int root)
     fe t, z11, ten, fifty;
     uint32_t i;
 
-    fe_mul(t, z, z);
-    fe_mul(r, t, t);
-    fe_mul(r, r, r);
+    fe_square(t, z);
+    fe_square(r, t);
+    fe_square(r, r);
     fe_mul(r, r, z);    /* 9 */
     fe_mul(z11, r, t);  /* 11 */
-    fe_mul(t, z11, z11);
+    fe_square(t, z11);
     fe_mul(r, r, t);    /* 31 */
     for (i = 0; i < 7; i++) {
         fe_copy(t, r);
@@ -230,29 +292,29 @@ static void fe_power(fe r, const fe z, int root)
 static int decode(point *p, const uint8_t *s)
 {
     fe u, v, w, q;
-    uint32_t sign = s[31] >> 7, i;
+    uint8_t bytes[32];
+    uint32_t sign = s[31] >> 7;
 
     load(p->y, s);
-    p->y[7] &= 0x7fffffffu;
     fe_copy(w, p->y);
-    fe_reduce(w);
-    for (i = 0; i < 8; i++)
-        if (w[i] != p->y[i])
-            return 0;
+    store(bytes, w);
+    bytes[31] |= (uint8_t)(sign << 7);
+    if (!qul_equal(bytes, s, 32))
+        return 0;
     fe_set(p->z, 1);
-    fe_mul(u, p->y, p->y);
+    fe_square(u, p->y);
     fe_mul(v, u, D);
     fe_sub(u, u, p->z); /* y^2 - 1 */
-    fe_small(v, 1);     /* d y^2 + 1 */
-    fe_mul(w, v, v);
+    v[0] += 1;          /* d y^2 + 1 */
+    fe_square(w, v);
     fe_mul(w, w, v);    /* v^3 */
-    fe_mul(q, w, w);
+    fe_square(q, w);
     fe_mul(q, q, v);
     fe_mul(q, q, u);    /* u v^7 */
     fe_power(p->x, q, 1);
     fe_mul(p->x, p->x, w);
     fe_mul(p->x, p->x, u);
-    fe_mul(w, p->x, p->x);
+    fe_square(w, p->x);
     fe_mul(w, w, v);
     fe_sub(q, w, u);
     if (!fe_is_zero(q)) {
@@ -261,10 +323,11 @@ static int decode(point *p, const uint8_t *s)
             return 0;
         fe_mul(p->x, p->x, ROOT);
     }
-    fe_reduce(p->x);
+    fe_copy(w, p->x);
+    store(bytes, w);
     if (sign && fe_is_zero(p->x))
         return 0;
-    if ((p->x[0] & 1) != sign) {
+    if ((bytes[0] & 1u) != sign) {
         fe_set(q, 0);
         fe_sub(p->x, q, p->x);
     }
@@ -272,35 +335,37 @@ static int decode(point *p, const uint8_t *s)
     return 1;
 }
 
-/* The last step of doubling and adding: X = E F, Y = G H, Z = F G, T = E H. */
-static void finish(point *p, const fe e, const fe f, const fe g, const fe h)
+/* The last step of doubling and adding: X = E F, Y = G H, Z = F G, T = E H; a doubling reads no T. */
+static void finish(point *p, const fe e, const fe f, const fe g, const fe h, int t)
 {
     fe_mul(p->x, e, f);
     fe_mul(p->y, g, h);
     fe_mul(p->z, f, g);
-    fe_mul(p->t, e, h);
+    if (t)
+        fe_mul(p->t, e, h);
 }
 
 /* dbl-2008-hwcd for a = -1 (Hisil, Wong, Carter, Dawson 2008). */
-static void twice(point *p)
+static void twice(point *p, int t)
 {
     fe a, b, e, g;
 
-    fe_mul(a, p->x, p->x);
-    fe_mul(b, p->y, p->y);
+    fe_square(a, p->x);
+    fe_square(b, p->y);
     fe_add(e, p->x, p->y);
-    fe_mul(e, e, e);
+    fe_square(e, e);
     fe_sub(g, a, b);
     fe_add(a, a, b); /* H */
     fe_sub(e, a, e);
-    fe_mul(b, p->z, p->z);
+    fe_square(b, p->z);
     fe_add(b, b, b);
-    fe_add(b, b, g); /* F */
-    finish(p, e, b, g, a);
+    fe_add(b, b, g); /* F, a sum of four */
+    fe_carry(b);
+    finish(p, e, b, g, a, t);
 }
 
 /* p = p + q, or p - q if minus; add-2008-hwcd-3. z2 = 0 stands for Z = 1. */
-static void add(point *p, const fe sum, const fe diff, const fe t2d, const uint32_t *z2, int minus)
+static void add(point *p, const fe sum, const fe diff, const fe t2d, const int32_t *z2, int minus, int t)
 {
     fe a, b, c, d;
 
@@ -324,7 +389,7 @@ static void add(point *p, const fe sum, const fe diff, const fe t2d, const uint3
         fe_sub(d, d, c);
         fe_add(c, p->t, c);
     }
-    finish(p, b, d, c, a);
+    finish(p, b, d, c, a, t);
 }
 
 static void cache(cached *c, const point *p)
@@ -345,16 +410,24 @@ static int below(const uint32_t *a, const uint32_t *b)
     return 0;
 }
 
+static void words(uint32_t *r, const uint8_t *p)
+{
+    uint32_t i;
+
+    for (i = 0; i < 8; i++, p += 4)
+        r[i] = p[0] | ((uint32_t)p[1] << 8) | ((uint32_t)p[2] << 16) | ((uint32_t)p[3] << 24);
+}
+
 /* r = the 512-bit number h modulo the group order, bit by bit; r starts as the upper 251 bits. */
 static void modulo(uint32_t *r, const uint8_t *h)
 {
     uint32_t i, k = 261, c, t;
 
-    load(r, h + 32);
+    words(r, h + 32);
     for (i = 0; i < 8; i++)
         r[i] = (r[i] >> 5) | (i < 7 ? r[i + 1] << 27 : 0);
     while (k--) {
-        c = (h[k >> 3] >> (k & 7)) & 1u;
+        c = ((uint32_t)h[k >> 3] >> (k & 7)) & 1;
         for (i = 0; i < 8; i++) {
             t = r[i] >> 31;
             r[i] = (r[i] << 1) | c;
@@ -401,11 +474,11 @@ static void multiply(point *p, const uint32_t *s, const uint32_t *k)
     uint32_t i, n;
 
     cache(table, p);
-    twice(&q);
+    twice(&q, 1);
     for (i = 1; i < 1u << (WINDOW_KEY - 2); i++) {
         cached *c = table + i - 1;
         *p = q;
-        add(p, c->sum, c->diff, c->t2d, c->z2, 0);
+        add(p, c->sum, c->diff, c->t2d, c->z2, 0, 1);
         cache(table + i, p);
     }
     digits(ds, s, WINDOW_BASE);
@@ -417,13 +490,13 @@ static void multiply(point *p, const uint32_t *s, const uint32_t *k)
     for (i = 256; i && !ds[i - 1] && !dk[i - 1]; i--)
         ;
     while (i--) {
-        twice(p);
+        twice(p, dk[i] || ds[i]);
         n = (uint32_t)(dk[i] < 0 ? -dk[i] : dk[i]) >> 1;
         if (dk[i])
-            add(p, table[n].sum, table[n].diff, table[n].t2d, table[n].z2, dk[i] < 0);
+            add(p, table[n].sum, table[n].diff, table[n].t2d, table[n].z2, dk[i] < 0, ds[i]);
         n = (uint32_t)(ds[i] < 0 ? -ds[i] : ds[i]) >> 1;
         if (ds[i])
-            add(p, BASE[n][0], BASE[n][1], BASE[n][2], 0, ds[i] < 0);
+            add(p, BASE[n][0], BASE[n][1], BASE[n][2], 0, ds[i] < 0, 0);
     }
 }
 
@@ -432,9 +505,9 @@ static int small_order(const point *a)
     point p = *a;
     fe t;
 
-    twice(&p);
-    twice(&p);
-    twice(&p);
+    twice(&p, 0);
+    twice(&p, 0);
+    twice(&p, 0);
     fe_sub(t, p.y, p.z);
     return fe_is_zero(p.x) && fe_is_zero(t);
 }
@@ -442,13 +515,14 @@ static int small_order(const point *a)
 int qul_ed25519_verify(const uint8_t sig[64], const uint8_t key[32], const uint8_t *prefix, uint32_t prefix_n,
                        const uint8_t *message, uint32_t n)
 {
-    uint32_t s[8], k[8], i;
+    uint32_t s[8], k[8];
+    uint8_t sign;
     point p;
     fe x, t;
     qul_sha512_t h;
     uint8_t digest[64];
 
-    load(s, sig + 32);
+    words(s, sig + 32);
     if (!below(s, ORDER) || !decode(&p, key) || small_order(&p))
         return 0;
     qul_sha512_start(&h);
@@ -465,12 +539,9 @@ int qul_ed25519_verify(const uint8_t sig[64], const uint8_t key[32], const uint8
     fe_power(t, p.z, 0);
     fe_mul(x, p.x, t);
     fe_mul(p.y, p.y, t);
-    fe_reduce(x);
-    fe_reduce(p.y);
-    p.y[7] |= (x[0] & 1) << 31;
-    load(t, sig);
-    for (i = 0; i < 8; i++)
-        if (t[i] != p.y[i])
-            return 0;
-    return 1;
+    store(digest, x);
+    sign = (uint8_t)(digest[0] << 7);
+    store(digest, p.y);
+    digest[31] |= sign;
+    return qul_equal(digest, sig, 32);
 }

@@ -255,7 +255,7 @@ static int install(const qul_device_t *d, qul_state_t *s, const qul_header_t *h,
         rc = QUL_TARGET;
     }
     if (!rc)
-        rc = qul_vectors(d, qul_read(d, d->map->slot[0]), h->bytes + QUL_HEADER + h->body, h->selftest, passed);
+        rc = qul_self_test(d, qul_read(d, d->map->slot[0]), h->bytes + QUL_HEADER + h->body, h->selftest, passed);
     if (rc == QUL_SELFTEST)
         s->ready = 0;
     if (!rc)

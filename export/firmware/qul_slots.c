@@ -337,7 +337,7 @@ static int install(const qul_device_t *d, qul_state_t *s, const qul_header_t *h,
     if (!rc)
         rc = qul_meta_write(d, slot, h->sequence, target);
     if (!rc)
-        rc = qul_vectors(d, qul_read(d, p.address), h->bytes + QUL_HEADER + h->body, h->selftest, passed);
+        rc = qul_self_test(d, qul_read(d, p.address), h->bytes + QUL_HEADER + h->body, h->selftest, passed);
     if (!rc)
         rc = qul_meta_confirm(d, slot);
     if (rc) {

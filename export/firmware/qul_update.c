@@ -146,7 +146,7 @@ static void fill(int8_t *x, uint32_t n, uint32_t seed, int8_t zero)
 }
 
 /* V7: binds `blob` and runs the self-test block, all of it. */
-int qul_vectors(const qul_device_t *d, const uint8_t *blob, const uint8_t *block, uint32_t n, uint32_t *passed)
+int qul_self_test(const qul_device_t *d, const uint8_t *blob, const uint8_t *block, uint32_t n, uint32_t *passed)
 {
     const qul_model_t *m = d->model;
     const uint32_t *sizes_ = d->layout->sizes;

@@ -133,6 +133,6 @@ int qul_counter_raise(const qul_device_t *d, qul_state_t *s, uint32_t sequence);
 int qul_blob_is(const qul_device_t *d, uint32_t slot, const uint8_t digest[32]);
 int qul_decode(const qul_device_t *d, const qul_header_t *h, const uint8_t *old, uint32_t done, qul_page_fn emit,
                void *ctx);
-int qul_vectors(const qul_device_t *d, const uint8_t *blob, const uint8_t *block, uint32_t n, uint32_t *passed);
+int qul_self_test(const qul_device_t *d, const uint8_t *blob, const uint8_t *block, uint32_t n, uint32_t *passed);
 
 #endif

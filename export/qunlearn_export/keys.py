@@ -199,6 +199,11 @@ def load_private(path: str | os.PathLike[str], passphrase: bytes | None) -> Loca
     return LocalSigner(key)
 
 
+def is_encrypted(path: str | os.PathLike[str]) -> bool:
+    """Does the private key file ask for a passphrase?"""
+    return b"ENCRYPTED PRIVATE KEY" in _small(path)
+
+
 def load_public(path: str | os.PathLike[str]) -> bytes:
     """Raw key (32 bytes) of a public PEM file; ConfigError when it is none, not canonical or of small order."""
     try:
@@ -214,10 +219,10 @@ def load_public(path: str | os.PathLike[str]) -> bytes:
 
 
 def trusted(paths: Iterable[str | os.PathLike[str]], *, allow_test_key: bool = False) -> dict[bytes, bytes]:
-    """Public keys by key id (8 bytes). At least one is needed: trust never comes from the bundle."""
+    """Public keys by key id (8 bytes); ``TEST`` is the published one. At least one: bundles bring no trust."""
     out = {}
     for path in paths:
-        raw = load_public(path)
+        raw = test_signer().public if path == "TEST" else load_public(path)
         refuse_test_key(raw, allowed=allow_test_key)
         out[key_digest(raw)[:8]] = raw
     if not out:

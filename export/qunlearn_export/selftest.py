@@ -99,6 +99,8 @@ def generate(target: Graph, base: Graph | None = None, *, n: int = 8) -> SelfTes
     if not len(CORNERS) < n <= MAX_VECTORS:
         raise ConfigError(f"{n} self-test vectors.", remedy=f"Ask for 5 to {MAX_VECTORS}.")
     wanted = n - len(CORNERS)
+    if base is not None and _ends(base) != _ends(target):
+        base = None
     tried = _candidates(target.codes_digest(), max(32, wanted) if base is not None else wanted)
     expected = outputs(target, tried)
     order = np.arange(len(tried))
@@ -122,6 +124,10 @@ def passed(test: SelfTest, graph: Graph) -> int:
     if found.shape != test.expected.shape:
         return 0
     return int((found == test.expected).all(axis=1).sum())
+
+
+def _ends(graph: Graph) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return graph.activations[graph.input].shape, graph.activations[graph.output].shape
 
 
 def _candidates(text: str, n: int) -> tuple[int, ...]:

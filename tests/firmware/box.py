@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import struct
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -145,10 +146,31 @@ class Box:
         for name, data in zip(("box_memory", "box_used"), snapshot, strict=True):
             ctypes.memmove(getattr(self.lib, name)(self.handle), data, len(data))
 
+    @property
+    def slot_bytes(self) -> int:
+        return -(-self.shape.blob_bytes // self.page) * self.page
+
+    @property
+    def meta_start(self) -> int:
+        return self.slot_bytes * (1 if self.in_place else 2)
+
+    def stored_counter(self) -> int:
+        """The highest right counter cell in the flash, read by this file's own code."""
+        start, cell = self.meta_start + 2 * self.page, max(16, self.unit)
+        image, best = self.flash()[start : start + 2 * self.page], 0
+        for i in range(0, len(image) - cell + 1, cell):
+            value, inverse, crc, magic = struct.unpack_from("<III4s", image, i)
+            if magic == b"QUC1" and inverse == value ^ 0xFFFFFFFF and crc == zlib.crc32(image[i : i + 8]):
+                best = max(best, value)
+        return best
+
+    def journal(self) -> bytes:
+        """Log and data page."""
+        return self.flash()[self.meta_start + 4 * self.page :]
+
     def running(self) -> bytes:
         """The blob of the running slot."""
-        pages = -(-self.shape.blob_bytes // self.page) * self.page
-        start = self.state.slot * pages
+        start = self.state.slot * self.slot_bytes
         return self.flash()[start : start + self.shape.blob_bytes]
 
 

@@ -56,9 +56,10 @@ def box(request, lib):
 
 
 def survivors(image: bytes, old: bytes, new: bytes) -> list[int]:
-    """Pages of the old blob that differ from the new one's and are still somewhere in the image."""
-    pages = [old[i : i + PAGE] for i in range(0, len(old), PAGE)]
-    return [i for i, page in enumerate(pages) if page not in new and page in image]
+    """Stretches of 32 bytes of the old blob that the new one does not have and that are still in the image."""
+    parts = [old[i : i + 32] for i in range(0, len(old), 32)]
+    assert any(part not in new for part in parts)
+    return [i for i, part in enumerate(parts) if part not in new and part in image]
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -71,6 +72,7 @@ def test_update_commits_erases_and_tells(box, lib, full):
     assert state.breaches == 0
     assert box.running() == NEW
     assert survivors(box.flash(), OLD, NEW) == []
+    assert set(box.journal()) == {255}
     assert receipt[:8] == b"QUR1" + bytes([1, 0, 6, 0])
     assert struct.unpack_from("<III", receipt, 8) == (6, 6, state.erased)
     assert receipt[20:36] == CLASS
@@ -262,7 +264,7 @@ def test_old_image_written_back_is_not_run(lib):
     box = Box(lib, SHAPE)
     box.provision(OLD, 5)
     before = box.snapshot()
-    pages = -(-SHAPE.blob_bytes // PAGE) * PAGE
+    pages = box.slot_bytes
     assert box.update(make(lib, SHAPE, OLD, NEW, sequence=6, base_sequence=5))[0] == 0
     flash, used = box.snapshot()
     meta = 2 * pages
