@@ -50,18 +50,14 @@ void qul_depthwise(const qul_depthwise_t *p, const int8_t *x, int8_t *y)
 {
     const int32_t each = p->k / p->c, total = p->oh * p->ow, z = p->row[0];
     int32_t done, k, u, v;
-    qul_site_t s;
+    const int32_t across = p->dw * p->c, down = p->dh * p->w * p->c - p->kw * across;
     qul_place_t at;
 
-    s.p = p;
-    s.x = x;
-    s.down = p->dh * p->w * p->c;
-    s.across = p->dw * p->c;
     for (done = 0; done < total; done++) {
-        qul_find(&s, done, &at);
+        qul_find(&p->h, 1, x, done, &at);
         for (k = 0; k < p->k; k += 4) {
             const mve_pred16_t live = vctp32q((uint32_t)(p->k - k));
-            const int8_t *w = p->weight + k;
+            const int8_t *w = p->weight + k, *q = at.x;
             int32x4_t acc = vldrwq_z_s32(p->bias + k, live);
             uint32x4_t of = vdupq_n_u32(0);
             if (each != 1) {
@@ -72,9 +68,8 @@ void qul_depthwise(const qul_depthwise_t *p, const int8_t *x, int8_t *y)
             }
             for (u = 0; u < p->kh; u++) {
                 for (v = 0; v < p->kw; v++) {
-                    const int8_t *q = qul_tap_at(&s, &at, u, v);
                     const int32x4_t f = vldrbq_z_s32(w, live);
-                    if (q == 0) {
+                    if (!qul_inside(&at, u, v)) {
                         acc = vaddq_s32(acc, vmulq_n_s32(f, z));
                     } else if (each == 1) {
                         acc = vaddq_s32(acc, vmulq_s32(f, vldrbq_z_s32(q + k, live)));
@@ -82,7 +77,9 @@ void qul_depthwise(const qul_depthwise_t *p, const int8_t *x, int8_t *y)
                         acc = vaddq_s32(acc, vmulq_s32(f, vldrbq_gather_offset_z_s32(q, of, live)));
                     }
                     w += p->k;
+                    q += across;
                 }
+                q += down;
             }
             store(y + k, vmulq_f32(vcvtq_f32_s32(acc), vldrwq_z_f32(p->m + k, live)), p->row + 1, live);
         }

@@ -5,7 +5,7 @@
 #include <stddef.h>
 
 /* Bytes of window that are copied together where a place has taps outside or short rows. */
-#define PATCH 48
+#define PATCH 40
 /* A row of taps this long is worth a loop of its own. */
 #define LONG 16
 
@@ -37,39 +37,62 @@ void qul_tile(int32_t *acc, const int8_t *x0, const int8_t *x1, const qul_tile_t
 
 #endif
 
-/* The part that all structures with a window begin with. */
-#define WINDOW_BYTES ((uint32_t)(12 * sizeof(int32_t)))
-QUL_STATIC_ASSERT(offsetof(qul_conv2d_t, pl) + 4 == WINDOW_BYTES, window_of_conv2d);
-QUL_STATIC_ASSERT(offsetof(qul_maxpool_t, pl) + 4 == WINDOW_BYTES, window_of_maxpool);
-QUL_STATIC_ASSERT(offsetof(qul_avgpool_t, pl) + 4 == WINDOW_BYTES, window_of_avgpool);
+#define WINDOW(type, field, index) \
+    QUL_STATIC_ASSERT(offsetof(type, field) == 4 * (index), type##_##field##_is_where_qul_find_reads_it)
+WINDOW(qul_conv2d_t, h, QUL_H);
+WINDOW(qul_conv2d_t, dw, QUL_DW);
+WINDOW(qul_maxpool_t, h, QUL_H);
+WINDOW(qul_maxpool_t, pl, QUL_PL);
+WINDOW(qul_avgpool_t, h, QUL_H);
+WINDOW(qul_avgpool_t, pl, QUL_PL);
 
 static inline int8_t scaled(int32_t acc, float m, const int8_t *row)
 {
     return (int8_t)qul_saturate((float)acc * m, row[1], row[2], row[3]);
 }
 
-void qul_find(const qul_site_t *s, int32_t done, qul_place_t *at)
+/* Which of n taps, d apart, the first at `at`, lie in [0, size). */
+static QUL_NOINLINE void clip(uint16_t *span, int32_t at, int32_t d, int32_t n, int32_t size)
 {
-    const qul_conv2d_t *p = s->p;
-    const int32_t i = done / p->ow, j = done - i * p->ow;
-    const int32_t top = i * p->sh - p->pt, left = j * p->sw - p->pl;
-    at->x = s->x + (top * p->w + left) * p->c;
-    qul_clip(at->u, top, p->dh, p->kh, p->h);
-    qul_clip(at->v, left, p->dw, p->kw, p->w);
+    int32_t i = 0;
+    for (; i < n && at < 0; i++) {
+        at += d;
+    }
+    span[0] = (uint16_t)i;
+    for (; i < n && at < size; i++) {
+        at += d;
+    }
+    span[1] = (uint16_t)i;
 }
 
-/* The window of one place, side by side, z_x outside. */
-static QUL_NOINLINE void gather(const qul_site_t *s, const qul_place_t *at, int8_t *to)
+void qul_find(const int32_t *p, int32_t dilated, const int8_t *x, int32_t done, qul_place_t *at)
+{
+    const int32_t i = done / p[QUL_OW], j = done - i * p[QUL_OW];
+    const int32_t top = i * p[QUL_SH] - p[QUL_PT], left = j * p[QUL_SW] - p[QUL_PL];
+    at->x = x + (top * p[QUL_W] + left) * p[QUL_C];
+    clip(at->u, top, dilated ? p[QUL_DH] : 1, p[QUL_KH], p[QUL_H]);
+    clip(at->v, left, dilated ? p[QUL_DW] : 1, p[QUL_KW], p[QUL_W]);
+}
+
+/* A convolution, or one group of it, at work on two places. */
+typedef struct {
+    const qul_conv2d_t *p;
+    int32_t per, down, across;
+    qul_place_t at[2];
+    qul_tile_t t;
+    int32_t acc[4];
+    /* The two windows side by side, z_x outside, where they are short; else a row of z_x. */
+    int8_t patch[2][PATCH];
+} job_t;
+
+static QUL_NOINLINE void gather(const job_t *s, const qul_place_t *at, int8_t *to)
 {
     const qul_conv2d_t *p = s->p;
     int32_t u, v, n;
     for (u = 0; u < p->kh; u++) {
         for (v = 0; v < p->kw; v++) {
-            const int8_t *from = qul_tap_at(s, at, u, v);
-            const int32_t step = from != 0;
-            if (!step) {
-                from = p->row;
-            }
+            const int32_t step = qul_inside(at, u, v);
+            const int8_t *from = step ? at->x + u * s->down + v * s->across : p->row;
             for (n = s->per; n > 0; n--) {
                 *to++ = *from;
                 from += step;
@@ -78,88 +101,93 @@ static QUL_NOINLINE void gather(const qul_site_t *s, const qul_place_t *at, int8
     }
 }
 
-/* A tile, tap by tap; `outside` is a row of 2 * PATCH codes z_x. */
-static QUL_NOINLINE void border(const qul_site_t *s, const qul_place_t *at, qul_tile_t *t, int32_t *acc, const int8_t *outside)
+/* The tile of two places of which not all is inside, tap by tap. */
+static QUL_NOINLINE void border(job_t *s)
 {
-    const qul_conv2d_t *p = s->p;
-    int32_t u, v, rest;
-    for (u = 0; u < p->kh; u++) {
-        for (v = 0; v < p->kw; v++) {
-            const int8_t *a = qul_tap_at(s, at, u, v), *b = qul_tap_at(s, at + 1, u, v);
-            for (rest = s->per; rest > 0; rest -= t->n) {
-                t->n = rest < 2 * PATCH ? rest : 2 * PATCH;
-                qul_tile(acc, a != 0 ? a : outside, b != 0 ? b : outside, t);
-                a += a != 0 ? t->n : 0;
-                b += b != 0 ? t->n : 0;
-                t->w += t->n;
+    int32_t u, v, e, at;
+    for (u = 0; u < s->p->kh; u++) {
+        for (v = 0; v < s->p->kw; v++) {
+            for (at = 0; at < s->per; at += s->t.n) {
+                const int8_t *from[2];
+                s->t.n = s->per - at;
+                for (e = 0; e < 2; e++) {
+                    from[e] = s->at[e].x + u * s->down + v * s->across + at;
+                    if (!qul_inside(s->at + e, u, v)) {
+                        from[e] = s->patch[0];
+                        if (s->t.n > 2 * PATCH) {
+                            s->t.n = 2 * PATCH;
+                        }
+                    }
+                }
+                qul_tile(s->acc, from[0], from[1], &s->t);
+                s->t.w += s->t.n;
             }
         }
     }
 }
 
-/* Group `group`: channels of x from group * c / g on, k / g channels of y. Two places and two channels at a time; an odd one
- * is computed twice. */
+/* Finds the next two places, of `more` than one (an odd one is computed twice). Whether their tiles can be computed from
+ * one piece of memory each: the input, or the patch. */
+static QUL_NOINLINE int32_t begin(job_t *s, const int8_t *x, int32_t done, int32_t more)
+{
+    const qul_conv2d_t *p = s->p;
+    const int32_t line = p->kw * s->per, window = p->kh * line;
+    int32_t direct = s->across == s->per && (p->kh == 1 || line >= LONG || window > PATCH), e;
+
+    for (e = 0; e < 2; e++) {
+        qul_place_t *at = s->at + e;
+        qul_find(&p->h, 1, x, done + (e & more), at);
+        direct &= at->u[1] - at->u[0] == p->kh && at->v[1] - at->v[0] == p->kw;
+    }
+    s->t.rows = p->kh;
+    s->t.n = line;
+    s->t.skip = s->down - line;
+    if (!direct) {
+        s->t.rows = 1;
+        s->t.n = window;
+        if (window <= PATCH) {
+            direct = 1;
+            for (e = 0; e < 2; e++) {
+                gather(s, s->at + e, s->patch[e]);
+                s->at[e].x = s->patch[e];
+            }
+        }
+    }
+    return direct;
+}
+
+/* Group `group`: channels of x from group * c / g on, k / g channels of y. */
 static QUL_NOINLINE void convolve(const qul_conv2d_t *p, int32_t group, const int8_t *x, int8_t *y)
 {
-    const int32_t each = p->k / p->g, total = p->oh * p->ow, first = group * each;
-    int8_t patch[2 * PATCH];
-    int32_t done, k, e;
-    qul_site_t s;
-    qul_tile_t t;
+    const int32_t each = p->k / p->g, first = group * each, total = p->oh * p->ow;
+    int32_t done;
+    job_t s;
 
     s.p = p;
     s.per = p->c / p->g;
-    s.x = x + group * s.per;
-    s.line = p->kw * s.per;
-    s.window = p->kh * s.line;
     s.down = p->dh * p->w * p->c;
     s.across = p->dw * p->c;
-    qul_set(patch, (uint8_t)p->row[0], sizeof patch);
+    qul_set(s.patch, (uint8_t)p->row[0], sizeof s.patch);
     for (done = 0; done < total; done += 2) {
-        const int32_t more = done + 1 < total;
-        int8_t *to = y + done * p->k + first;
-        const int8_t *w = p->weight + first * s.window;
-        const int8_t *from[2];
-        qul_place_t at[2];
-        int32_t direct = p->kh == 1 || s.line >= LONG || s.window > PATCH;
-
-        direct &= s.across == s.per;
-        for (e = 0; e < 2; e++) {
-            qul_find(&s, done + (e & more), at + e);
-            from[e] = at[e].x;
-            direct &= at[e].u[1] - at[e].u[0] == p->kh && at[e].v[1] - at[e].v[0] == p->kw;
-        }
-        t.rows = p->kh;
-        t.n = s.line;
-        t.skip = s.down - s.line;
-        if (!direct) {
-            t.rows = 1;
-            t.n = s.window;
-            if (s.window <= PATCH) {
-                direct = 1;
-                for (e = 0; e < 2; e++) {
-                    gather(&s, at + e, patch + e * PATCH);
-                    from[e] = patch + e * PATCH;
-                }
+        const int32_t more = done + 1 < total, window = p->kh * p->kw * s.per;
+        const int32_t direct = begin(&s, x + group * s.per, done, more);
+        int32_t c, e;
+        for (c = first; c < first + each; c += 2) {
+            const int32_t pair = c + 1 < first + each;
+            for (e = 0; e < 4; e++) {
+                s.acc[e] = p->bias[c + (e & pair)];
             }
-        }
-        for (k = 0; k < each; k += 2) {
-            const int32_t pair = k + 1 < each, c = first + k;
-            int32_t acc[4];
-            acc[0] = acc[2] = p->bias[c];
-            acc[1] = acc[3] = p->bias[c + pair];
-            t.w = w;
-            t.filter = pair ? s.window : 0;
+            s.t.w = p->weight + c * window;
+            s.t.filter = pair ? window : 0;
             if (direct) {
-                qul_tile(acc, from[0], from[1], &t);
+                qul_tile(s.acc, s.at[0].x, s.at[1].x, &s.t);
             } else {
-                border(&s, at, &t, acc, patch);
+                border(&s);
             }
             for (e = 0; e < 4; e++) {
-                const int32_t o = e & pair;
-                to[(e >> 1 & more) * p->k + k + o] = scaled(acc[e], p->m[c + o], p->row);
+                const int32_t k = c + (e & pair);
+                y[(done + (e >> 1 & more)) * p->k + k] = scaled(s.acc[e], p->m[k], p->row);
             }
-            w += 2 * s.window;
         }
     }
 }
@@ -177,66 +205,94 @@ void qul_conv2d_grouped(const qul_conv2d_grouped_t *p, const int8_t *x, int8_t *
     }
 }
 
-/* A convolution with one tap on one place. */
 void qul_linear(const qul_linear_t *p, const int8_t *x, int8_t *y)
 {
-    qul_conv2d_t q;
-    q.h = q.w = q.oh = q.ow = q.kh = q.kw = q.sh = q.sw = q.dh = q.dw = q.g = 1;
-    q.pt = q.pl = 0;
-    q.c = p->n;
-    q.k = p->k;
-    q.weight = p->weight;
-    q.bias = p->bias;
-    q.m = p->m;
-    q.row = p->row;
-    convolve(&q, 0, x, y);
+    int32_t k, e;
+    qul_tile_t t;
+    t.rows = 1;
+    t.skip = 0;
+    t.n = p->n;
+    t.w = p->weight;
+    for (k = 0; k < p->k; k += 2) {
+        const int32_t pair = k + 1 < p->k;
+        int32_t acc[4];
+        for (e = 0; e < 4; e++) {
+            acc[e] = p->bias[k + (e & pair)];
+        }
+        t.filter = pair ? p->n : 0;
+        qul_tile(acc, x, x, &t);
+        for (e = 0; e <= pair; e++) {
+            y[k + e] = scaled(acc[e], p->m[k + e], p->row);
+        }
+        t.w += 2 * p->n;
+    }
 }
 
 #ifndef QUL_KERNELS_MVE
 
-/* Four channels at a time where channel k of y is channel k of x; the last four may overlap those before. */
+/* One channel of one place. */
+static QUL_NOINLINE int32_t one_channel(const qul_depthwise_t *p, const qul_place_t *at, int32_t k)
+{
+    const int8_t *w = p->weight + k;
+    int32_t u, v, acc = p->bias[k];
+    for (u = 0; u < p->kh; u++) {
+        const int8_t *q = at->x + u * p->dh * p->w * p->c + k / (p->k / p->c);
+        for (v = 0; v < p->kw; v++) {
+            acc += *w * (qul_inside(at, u, v) ? *q : p->row[0]);
+            q += p->dw * p->c;
+            w += p->k;
+        }
+    }
+    return acc;
+}
+
+/* Four channels of one place where channel k of y is channel k of x; `outside`: four codes z_x. */
+static QUL_NOINLINE void four_channels(
+    const qul_depthwise_t *p, const qul_place_t *at, int32_t k, const int8_t *outside, int32_t *acc)
+{
+    const int8_t *w = p->weight + k;
+    const int32_t step = p->k, across = p->dw * p->c, v0 = at->v[0];
+    int32_t u, v, a, b, c, d;
+    a = p->bias[k];
+    b = p->bias[k + 1];
+    c = p->bias[k + 2];
+    d = p->bias[k + 3];
+    for (u = 0; u < p->kh; u++) {
+        const uint32_t columns = u >= at->u[0] && u < at->u[1] ? at->v[1] - (uint32_t)v0 : 0;
+        const int8_t *q = at->x + u * p->dh * p->w * p->c + k;
+        for (v = -v0; v < p->kw - v0; v++) {
+            const int8_t *from = (uint32_t)v < columns ? q : outside;
+            a += from[0] * w[0];
+            b += from[1] * w[1];
+            c += from[2] * w[2];
+            d += from[3] * w[3];
+            w += step;
+            q += across;
+        }
+    }
+    acc[0] = a;
+    acc[1] = b;
+    acc[2] = c;
+    acc[3] = d;
+}
+
 void qul_depthwise(const qul_depthwise_t *p, const int8_t *x, int8_t *y)
 {
-    const int32_t each = p->k / p->c, total = p->oh * p->ow, n = each == 1 && p->k >= 4 ? 4 : 1;
-    int32_t done, k, u, v, e;
+    const int32_t n = p->k == p->c && p->k >= 4 ? 4 : 1, total = p->oh * p->ow;
+    int32_t done, k, e, acc[4];
     int8_t outside[4];
-    qul_site_t s;
     qul_place_t at;
 
-    s.p = p;
-    s.x = x;
-    s.down = p->dh * p->w * p->c;
-    s.across = p->dw * p->c;
     qul_set(outside, (uint8_t)p->row[0], 4);
     for (done = 0; done < total; done++) {
-        qul_find(&s, done, &at);
+        qul_find(&p->h, 1, x, done, &at);
         for (k = 0; k < p->k; k += n) {
-            const int8_t *w;
-            int32_t a, b = 0, c = 0, d = 0, from, acc[4];
-            if (k + n > p->k) {
-                k = p->k - n;
-            }
-            w = p->weight + k;
-            from = n == 4 ? k : k / each;
-            a = p->bias[k];
-            for (u = 0; u < p->kh; u++) {
-                for (v = 0; v < p->kw; v++) {
-                    const int8_t *q = qul_tap_at(&s, &at, u, v);
-                    q = q != 0 ? q + from : outside;
-                    a += q[0] * w[0];
-                    if (n == 4) {
-                        b += q[1] * w[1];
-                        c += q[2] * w[2];
-                        d += q[3] * w[3];
-                    }
-                    w += p->k;
-                }
-            }
-            acc[0] = a;
-            if (n == 4) {
-                acc[1] = b + p->bias[k + 1];
-                acc[2] = c + p->bias[k + 2];
-                acc[3] = d + p->bias[k + 3];
+            if (n == 1) {
+                acc[0] = one_channel(p, &at, k);
+            } else {
+                /* The last four may overlap those before. */
+                k = k + 4 > p->k ? p->k - 4 : k;
+                four_channels(p, &at, k, outside, acc);
             }
             for (e = 0; e < n; e++) {
                 y[k + e] = scaled(acc[e], p->m[k + e], p->row);
@@ -260,54 +316,47 @@ void qul_add(const qul_add_t *p, const int8_t *a, const int8_t *b, int8_t *y)
 
 #endif
 
-/* Average, or the largest code if there are no counts. */
-static QUL_NOINLINE void pool(const qul_avgpool_t *p, const int8_t *x, int8_t *y)
+/* The window that begins at p->h; the average with the counts of `a`, or the largest code if there is no `a`. */
+static QUL_NOINLINE void pool(const int32_t *p, const qul_avgpool_t *a, const int8_t *row, const int8_t *x, int8_t *y)
 {
+    const int32_t channels = p[QUL_C];
     int32_t done, c, u, v;
-    qul_conv2d_t q;
-    qul_site_t s;
     qul_place_t at;
 
-    qul_copy(&q, p, WINDOW_BYTES);
-    q.dh = q.dw = 1;
-    s.p = &q;
-    s.x = x;
-    for (done = 0; done < p->oh * p->ow; done++) {
+    for (done = 0; done < p[QUL_OH] * p[QUL_OW]; done++) {
         int32_t rows, columns, which = 0;
-        qul_find(&s, done, &at);
+        qul_find(p, 0, x, done, &at);
         rows = at.u[1] - at.u[0];
         columns = at.v[1] - at.v[0];
-        while (which < p->counts - 1 && p->n[which] != (p->all ? p->kh * p->kw : rows * columns)) {
-            which++;
+        if (a != 0) {
+            const int32_t taps = a->all ? a->kh * a->kw : rows * columns;
+            while (which < a->counts - 1 && a->n[which] != taps) {
+                which++;
+            }
         }
-        for (c = 0; c < p->c; c++) {
-            const int8_t *from = at.x + (at.u[0] * p->w + at.v[0]) * p->c + c;
-            int32_t best = p->row[2], sum = -rows * columns * p->row[0];
+        for (c = 0; c < channels; c++) {
+            int32_t best = row[2], sum = -rows * columns * row[0];
             for (u = 0; u < rows; u++) {
+                const int8_t *from = at.x + ((at.u[0] + u) * p[QUL_W] + at.v[0]) * channels + c;
                 for (v = 0; v < columns; v++) {
                     best = *from > best ? *from : best;
                     sum += *from;
-                    from += p->c;
+                    from += channels;
                 }
-                from += (p->w - columns) * p->c;
             }
-            *y++ = p->counts != 0 ? scaled(sum, p->m[which], p->row) : (int8_t)(best < p->row[3] ? best : p->row[3]);
+            *y++ = a != 0 ? scaled(sum, a->m[which], row) : (int8_t)(best < row[3] ? best : row[3]);
         }
     }
 }
 
 void qul_maxpool(const qul_maxpool_t *p, const int8_t *x, int8_t *y)
 {
-    qul_avgpool_t q;
-    qul_copy(&q, p, WINDOW_BYTES);
-    q.counts = 0;
-    q.row = p->row;
-    pool(&q, x, y);
+    pool(&p->h, 0, p->row, x, y);
 }
 
 void qul_avgpool(const qul_avgpool_t *p, const int8_t *x, int8_t *y)
 {
-    pool(p, x, y);
+    pool(&p->h, p, p->row, x, y);
 }
 
 void qul_requant(const qul_requant_t *p, const int8_t *x, int8_t *y)

@@ -31,19 +31,6 @@ int32_t qul_argmax(const int8_t *y, uint32_t n)
     return (int32_t)best;
 }
 
-void qul_clip(int32_t *span, int32_t at, int32_t d, int32_t n, int32_t size)
-{
-    int32_t i = 0;
-    for (; i < n && at < 0; i++) {
-        at += d;
-    }
-    span[0] = i;
-    for (; i < n && at < size; i++) {
-        at += d;
-    }
-    span[1] = i;
-}
-
 void qul_copy(void *to, const void *from, uint32_t n)
 {
     uint8_t *t = (uint8_t *)to;

@@ -65,10 +65,6 @@ static inline int32_t qul_saturate(float v, int32_t z, int32_t lo, int32_t hi)
     return q - zero;
 }
 
-/* Which of n taps, d apart, of a window that begins at `at` lie in [0, size): span[0] to before span[1]; both equal if none
- * does. */
-void qul_clip(int32_t *span, int32_t at, int32_t d, int32_t n, int32_t size);
-
 /* rint(v), ties to even, of v clamped to [-1024, 1024]. */
 int32_t qul_round(float v);
 

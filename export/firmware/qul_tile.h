@@ -15,29 +15,22 @@ typedef struct {
  * channel k. rows >= 1; int32 throughout. */
 void qul_tile(int32_t *acc, const int8_t *x0, const int8_t *x1, const qul_tile_t *t);
 
-/* A convolution, or one group of it: codes of a tap, a row of taps and a window; steps in x from tap to tap. */
-typedef struct {
-    const qul_conv2d_t *p;
-    const int8_t *x;
-    int32_t per, line, window, down, across;
-} qul_site_t;
+/* What all structures with a window begin with: int32_t one after another. */
+enum { QUL_H, QUL_W, QUL_C, QUL_OH, QUL_OW, QUL_K, QUL_KH, QUL_KW, QUL_SH, QUL_SW, QUL_PT, QUL_PL, QUL_DH, QUL_DW };
 
-/* The window of one output place: its first tap, and which rows u and columns v of it are inside. */
+/* The window of one output place: its first tap, and which rows u and columns v of it are inside: from [0] to before [1]. */
 typedef struct {
     const int8_t *x;
-    int32_t u[2], v[2];
+    uint16_t u[2], v[2];
 } qul_place_t;
 
-/* Place `done` in the order of y. */
-void qul_find(const qul_site_t *s, int32_t done, qul_place_t *at);
+/* Place `done` in the order of y, of the window that begins at p->h; dilated: p goes on with dh and dw. */
+void qul_find(const int32_t *p, int32_t dilated, const int8_t *x, int32_t done, qul_place_t *at);
 
-/* The tap (u, v) of a place, or 0 if it is outside. */
-static inline const int8_t *qul_tap_at(const qul_site_t *s, const qul_place_t *at, int32_t u, int32_t v)
+/* Whether the tap (u, v) is inside. */
+static inline int32_t qul_inside(const qul_place_t *at, int32_t u, int32_t v)
 {
-    if (u < at->u[0] || u >= at->u[1] || v < at->v[0] || v >= at->v[1]) {
-        return 0;
-    }
-    return at->x + u * s->down + v * s->across;
+    return u >= at->u[0] && u < at->u[1] && v >= at->v[0] && v < at->v[1];
 }
 
 #endif

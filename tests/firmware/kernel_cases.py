@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qunlearn_export import graph as g
-from qunlearn_export.layout import counts, folded_bias, weight_to_stored
-from qunlearn_export.nodes import Node, conv_op
+from qunlearn_export.layout import counts, folded_bias
+from qunlearn_export.nodes import conv_op
 from qunlearn_export.oracle import average_multiplier, bounds, multiplier, requant, run_layer
 from qunlearn_export.shapes import output_shape
 
@@ -170,8 +170,7 @@ def _conv(op: str, rng: np.random.Generator) -> KernelCase:
         **_clamp(rng, scale),
     )
     y = _act("y", output_shape(layer, [x.shape]), rng, scale)
-    node = Node(op=conv_op(layer), name="op", inputs=("input",), output="y", layer=layer, activation="y")
-    assert node.op == op
+    assert conv_op(layer) == op
     values = [h, w, c, *y.shape[1:], k, kh, kw, sh, sw, top, left, *dilations, group]
     return _case(
         op,
@@ -179,7 +178,7 @@ def _conv(op: str, rng: np.random.Generator) -> KernelCase:
         [x, y],
         [_codes(rng, x.shape)],
         dict(enumerate(values)),
-        weight=weight_to_stored(layer, node),
+        weight=np.ascontiguousarray(weight.transpose((2, 3, 0, 1) if op == "depthwise" else (0, 2, 3, 1))),
         bias=folded_bias(layer, x.zero_point).astype(np.int32),
         m=multiplier(layer, x, y),
     )
