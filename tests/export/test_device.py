@@ -151,6 +151,22 @@ def test_update_bin_alone_is_not_trusted(world, store, built):
     assert tree(store) == before
 
 
+def test_mutated_bundles_are_refused_and_nothing_is_written(store, built):
+    rng = np.random.default_rng(1)
+    before = tree(store)
+    for _ in range(300):
+        data = bytearray(built["delta"])
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(len(data)))
+            data[at : at + int(rng.integers(0, 3))] = rng.bytes(int(rng.integers(0, 3)))
+        if bytes(data) == built["delta"]:
+            continue
+        with pytest.raises((ArtefactError, VerificationError)):
+            device.apply(store, bytes(data))
+    assert tree(store) == before
+    assert [p.name for p in store.folder.parent.iterdir()] == [store.folder.name]
+
+
 def test_wrong_base_is_13(world, tmp_path, built):
     device.init(tmp_path / "s", world.target.file, device_class=cases.DEVICE, trust=TRUST, sequence=6)
     store = Store(tmp_path / "s")

@@ -26,7 +26,7 @@ needs_tools = pytest.mark.skipif(
 def build(world, ota: str, opt: str = "-Os"):
     """The device's program."""
     site = codegen.site(world.base.graph)
-    files = codegen.generate(site, codegen.Options(name="net", boards=(BOARD,), ota=ota, opt=opt, kernels="ref"))
+    files = codegen.generate(site, codegen.Options(name="net", boards=(BOARD,), ota=ota, opt=opt))
     main = emit_update.update_main("net", ota=ota, public=cases.SIGNER.public, device_class=cases.DEVICE, sequence=6)
     files, settings = emit_update.program(files, main, boards.BOARDS[BOARD], codegen.runtime())
     shop = Workshop(files, boards.BOARDS[BOARD], ota=True)
@@ -110,3 +110,6 @@ def test_symbols(world):
         assert ("qul_in_place" in names) == (ota == "inplace")
         assert ("qul_two_slots" in names) == (ota == "ab")
         assert shop.folder.exists()
+        assert 8_000 < image.size.update < 16_000  # of a linked program at -Os
+        assert image.stack is not None
+        assert image.stack < 4096

@@ -11,6 +11,8 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from qunlearn_export import keys
+
 P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493
 D = -121665 * pow(121666, -1, P) % P
@@ -67,8 +69,11 @@ def sha(lib: ctypes.CDLL, bits: int, parts: list[bytes]) -> bytes:
 
 
 def verify(lib: ctypes.CDLL, key: bytes, message: bytes, signature: bytes, cut: int = 0) -> bool:
+    """The C side's verdict; the Python side must give the same, whatever the case."""
     head, tail = message[:cut], message[cut:]
-    return bool(lib.qul_ed25519_verify(signature, key, head, len(head), tail, len(tail)))
+    found = bool(lib.qul_ed25519_verify(signature, key, head, len(head), tail, len(tail)))
+    assert keys.verify(key, signature, message) is found
+    return found
 
 
 def by_library(key: bytes, message: bytes, signature: bytes) -> bool:
@@ -186,12 +191,12 @@ def points_of_small_order() -> list[bytes]:
 
 def test_keys_of_small_order_are_refused(c_crypto):
     """With such a key, R = [S]B can be made to verify for some messages: try many, none may pass."""
-    keys = points_of_small_order()
-    assert len(keys) >= 14
+    small = points_of_small_order()
+    assert len(small) >= 14
     scalar = 12345
-    r_points = [encoded_multiple(scalar), *keys]
+    r_points = [encoded_multiple(scalar), *small]
     accepted_elsewhere = 0
-    for key in keys:
+    for key in small:
         for r in r_points:
             for n in range(8):
                 for s in (scalar, 0):

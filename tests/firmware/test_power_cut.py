@@ -127,6 +127,32 @@ def test_many_cuts_in_a_row_still_end(lib):
     settle(box, update, True, False)
 
 
+def test_log_spoilt_by_too_many_cuts_waits_for_a_full_update(lib):
+    """In place: every cut inside READY costs a cell; when none is left the update stops, a full one starts anew."""
+    box = device(lib, in_place=True)
+    update = make(lib, SHAPE, OLD, NEW, sequence=6, base_sequence=5)
+    box.power(40, 1)  # past the first page
+    box.update(update)
+    spoilt = 0
+    for turn in range(60):
+        box.power()
+        box.boot()
+        assert box.state.ready == 0
+        box.power(17, 1, turn + 1)  # the data page is erased and written; the power goes inside READY
+        rc, _ = box.update(update)
+        assert rc == 20
+        if not box.state.dead:
+            break
+        spoilt += 1
+    assert spoilt >= 8
+    box.power()
+    assert box.boot() == 30
+    assert box.update(update)[0] == 20
+    assert box.update(make(lib, SHAPE, OLD, NEXT, sequence=7, base_sequence=5, full=True))[0] == 0
+    assert box.boot() == 0
+    assert box.running() == NEXT
+
+
 def test_full_update_over_half_an_update(lib):
     """In place: half of one update, then another full one, cut at every operation: never a mixture that runs."""
     box = device(lib, in_place=True)
