@@ -1,10 +1,10 @@
 """The torch backend: flat operations, no Python loop over tensors. The reference for all others.
 
-Inner products have two stages: float32 within a block of ``ALIGN`` floats, then float64 over blocks, in one order. On a
-CPU numpy's ``vecdot`` takes the blocks, one BLAS dot product each: too short for BLAS to share it among threads (a
-long one has other bits with other numbers of threads), and out of reach of autocast and torch's precision settings. A
-row is worked through in pieces: all but the first product of a piece, and those of its update, read from the cache.
-On other devices blocks are multiplied and added.
+Inner products have two stages: float32 within a block, then float64 over blocks, in one order. On a CPU numpy's
+``vecdot`` takes the blocks, one BLAS dot product each: too short for BLAS to share it among threads (a long one has
+other bits with other numbers of threads), and out of reach of autocast and torch's precision settings. For long rows
+one call takes all products of a block while it is in the first cache, so that both rows are read once; where a row is
+updated and measured, that goes piece by piece. On other devices blocks are multiplied and added.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qunlearn_kernels.arena import ALIGN, GradientArena, Units
+from qunlearn_kernels.arena import ALIGN, GradientArena, ROW, Units
 
-PIECE = 512
-"""Blocks (512 KiB of float32) that a CPU works on before it goes on, so that they are still in its cache."""
+PIECE = 512 * ALIGN
+"""Floats (512 KiB) that a CPU updates and measures before it goes on, so that they are still in its cache."""
 
 SHARED = 8 * PIECE
-"""Blocks from which on several threads share the inner products of a CPU."""
+"""Floats from which on several threads share the inner products of a CPU."""
 
 GRAIN = 32768 // ALIGN
 """Blocks that torch gives a thread at least in an element-wise operation on a CPU."""
@@ -33,6 +33,9 @@ FR, RR, FF, RPF, RPR = range(5)
 
 Factor = Tensor | float
 """A number, or one float32 for every block of a row [blocks, 1]."""
+
+Blocks = Tensor | NDArray[np.float32]
+"""Sums of every block [columns, blocks]; an array if the rows are on a CPU."""
 
 
 def unit_count(arena: GradientArena, scope: str) -> int:
@@ -45,7 +48,8 @@ def row_sums(f: Tensor, r: Tensor, *, metric: Tensor | None = None, factor: floa
 
     After an update the sums of ``r`` alone, which have not changed, are 0.
     """
-    out = total(_block_sums(f, r, metric, factor))
+    with np.errstate(all="ignore"):
+        out = total(_block_sums(f, r, metric, factor, ROW))
     return out if metric is not None else [*out, 0.0, 0.0]
 
 
@@ -64,7 +68,8 @@ def unit_sums(
     First ``f -= factor r`` in place, if a float64 factor per unit is given; then the sums of ``r`` alone are 0.
     """
     per_block = None if factor is None else _per_block(table, factor)
-    out = unit_total(table, _block_sums(f, r, metric, per_block))
+    with np.errstate(all="ignore"):
+        out = unit_total(table, _block_sums(f, r, metric, per_block, ALIGN))
     return out if metric is not None else torch.nn.functional.pad(out, (0, 2))
 
 
@@ -87,20 +92,19 @@ def products(
         columns = factors.T
         moves = [(q, float(c) if len(c) == 1 else _per_block(table, c)) for q, c in zip(minus, columns, strict=True)]
 
-    def update(here: slice, floats: slice) -> None:
-        for q, factor in moves:
-            move(x[floats], q[floats], factor if isinstance(factor, float) else factor[here])
-
-    def dots(here: slice, out: NDArray[np.float32]) -> None:
-        for y, row in zip(rows, out, strict=True):
-            np.vecdot(own[here], y[here], out=row[here])
-
     if x.device.type != "cpu":
-        update(slice(None), slice(None))
-        partial = torch.stack([_multiplied(x, y) for y in against])
+        for q, factor in moves:
+            move(x, q, factor)
+        partial: Blocks = torch.stack([_multiplied(x, y) for y in against])
     else:
         own, rows = blocks_of(x), [blocks_of(y) for y in against]
-        partial = _by_pieces(len(own), len(rows), dots, update if moves else None)
+
+        def run(here: slice, out: NDArray[np.float32]) -> None:
+            for y, row in zip(rows, out, strict=True):
+                np.vecdot(own[here], y[here], out=row)
+
+        with np.errstate(all="ignore"):
+            partial = _by_pieces(x, moves, run, len(rows), ALIGN, PIECE)
     if len(table.count) == 1:
         return torch.tensor([total(partial)], dtype=torch.float64, device=x.device)
     return unit_total(table, partial)
@@ -113,10 +117,10 @@ def subtract(arena: GradientArena, f: Tensor, r: Tensor, factor: Tensor, scope: 
 
 def move(f: Tensor, r: Tensor, factor: Factor) -> None:
     """``f -= factor r`` in place."""
-    shares = _shares(f.numel() // ALIGN, f.device)
-    if len(shares) == 1 and isinstance(factor, float):
+    if isinstance(factor, float) and (torch.get_num_threads() == 1 or f.numel() <= GRAIN * ALIGN):
         f.sub_(r, alpha=factor)
         return
+    shares = _shares(f.numel() // ALIGN, f.device)
     x, y = f.view(-1, ALIGN), r.view(-1, ALIGN)
     for here in shares:
         if isinstance(factor, Tensor):
@@ -138,31 +142,30 @@ def unit_scale(table: Units, f: Tensor, factor: Tensor) -> None:
     f.view(-1, ALIGN).mul_(_per_block(table, factor))
 
 
-def total(partial: Tensor) -> list[float]:
+def total(partial: Blocks) -> list[float]:
     """Sums over all blocks of ``partial`` float32 [columns, blocks], in float64 and one order."""
-    if partial.device.type != "cpu":
+    if isinstance(partial, Tensor):
         numbers: list[float] = partial.sum(dim=1, dtype=torch.float64).tolist()
         return numbers
-    with np.errstate(all="ignore"):
-        out: list[float] = partial.numpy().sum(axis=1, dtype=np.float64).tolist()
+    out: list[float] = np.add.reduce(partial, axis=1, dtype=np.float64).tolist()
     return out
 
 
-def unit_total(table: Units, partial: Tensor) -> Tensor:
+def unit_total(table: Units, partial: Blocks) -> Tensor:
     """Sums of ``partial`` float32 [columns, blocks] per unit. Float64 [units, columns]."""
-    ordered = partial.T.double()
+    ordered = (partial if isinstance(partial, Tensor) else torch.from_numpy(partial)).T.double()
     if table.order is not None:
         ordered = ordered[table.order]
     return torch.segment_reduce(ordered, "sum", lengths=table.count, axis=0, unsafe=True, initial=0.0)
 
 
-def blocks_of(row: Tensor) -> NDArray[np.float32]:
-    """A row on the CPU as an array [blocks, ALIGN] over the same memory."""
-    out: NDArray[np.float32] = row.detach().numpy().reshape(-1, ALIGN)
+def blocks_of(row: Tensor, length: int = ALIGN) -> NDArray[np.float32]:
+    """A row on the CPU as an array [blocks, length] over the same memory."""
+    out: NDArray[np.float32] = (row.detach() if row.requires_grad else row).numpy().reshape(-1, length)
     return out
 
 
-def _block_sums(f: Tensor, r: Tensor, metric: Tensor | None, factor: Factor | None) -> Tensor:
+def _block_sums(f: Tensor, r: Tensor, metric: Tensor | None, factor: Factor | None, length: int) -> Blocks:
     """The update, if any, and the sums of every block, float32 [3 or 5, blocks]; after an update <r, .> are 0."""
     if f.device.type != "cpu":
         if factor is not None:
@@ -172,57 +175,95 @@ def _block_sums(f: Tensor, r: Tensor, metric: Tensor | None, factor: Factor | No
             weighted = r * metric
             pairs += [(f, weighted), (r, weighted)]
         return torch.stack([_multiplied(a, b) for a, b in pairs])
-    x, y = blocks_of(f), blocks_of(r)
-    p = None if metric is None else blocks_of(metric)
+    x, y = blocks_of(f, length), blocks_of(r, length)
+    p = None if metric is None else blocks_of(metric, length)
+    if f.numel() <= PIECE:
+        if factor is not None:
+            move(f, r, factor)
+        out = np.zeros((3 if p is None else 5, len(x)), dtype=np.float32)
+        _separate(x, y, p, out, fresh=factor is None)
+        return out
+    moves = [] if factor is None else [(r, factor)]
+    if p is None:
+        both = _together(x, y)
+        piece = PIECE if moves or torch.get_num_threads() > 1 else SHARED
+        return _by_pieces(f, moves, lambda at, out: _paired(both[at], out, fresh=not moves), 3, length, piece)
+    return _by_pieces(f, moves, lambda at, out: _separate(x[at], y[at], p[at], out, fresh=not moves), 5, length, PIECE)
 
-    def update(here: slice, floats: slice) -> None:
-        assert factor is not None
-        move(f[floats], r[floats], factor if isinstance(factor, float) else factor[here])
 
-    def dots(here: slice, out: NDArray[np.float32]) -> None:
-        a, b = x[here], y[here]
-        np.vecdot(a, b, out=out[FR, here])
-        np.vecdot(a, a, out=out[FF, here])
-        if factor is None:
-            np.vecdot(b, b, out=out[RR, here])
-        if p is not None:
-            weighted = b * p[here]
-            np.vecdot(a, weighted, out=out[RPF, here])
-            if factor is None:
-                np.vecdot(b, weighted, out=out[RPR, here])
+def _separate(
+    x: NDArray[np.float32], y: NDArray[np.float32], p: NDArray[np.float32] | None, out: NDArray[np.float32], fresh: bool
+) -> None:
+    """The sums of blocks that are in the cache, one call each; those of ``y`` alone if ``fresh``."""
+    np.vecdot(x, y, out=out[FR])
+    np.vecdot(x, x, out=out[FF])
+    if fresh:
+        np.vecdot(y, y, out=out[RR])
+    if p is not None:
+        weighted = y * p
+        np.vecdot(x, weighted, out=out[RPF])
+        if fresh:
+            np.vecdot(y, weighted, out=out[RPR])
 
-    return _by_pieces(len(x), 3 if p is None else 5, dots, None if factor is None else update)
+
+def _paired(both: NDArray[np.float32], out: NDArray[np.float32], fresh: bool) -> None:
+    """The same, block by block (order C) for all products, so that each block comes from memory once."""
+    if fresh:
+        gram = np.vecdot(both[:, :, None], both[:, None], order="C")
+        out[RR] = gram[:, 1, 1]
+        first = gram[:, 0]
+    else:
+        first = np.vecdot(both[:, :1], both, order="C")
+    out[FF], out[FR] = first[:, 0], first[:, 1]
+
+
+def _together(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Two contiguous arrays [blocks, length] as one [blocks, 2, length] over their memory, to be used while they live.
+
+    The middle stride is the distance of the two in memory, so that nothing between them is ever touched.
+    """
+    gap = y.__array_interface__["data"][0] - x.__array_interface__["data"][0]
+    strides = (x.strides[0], gap, x.strides[1])
+    return np.lib.stride_tricks.as_strided(x, (len(x), 2, x.shape[1]), strides, writeable=False)
 
 
 def _by_pieces(
-    blocks: int,
+    x: Tensor,
+    moves: Sequence[tuple[Tensor, Factor]],
+    sums: Callable[[slice, NDArray[np.float32]], None],
     columns: int,
-    dots: Callable[[slice, NDArray[np.float32]], None],
-    update: Callable[[slice, slice], None] | None,
-) -> Tensor:
-    """Run ``update(blocks, floats)``, if any, and ``dots(blocks, out)`` over a row of the CPU; out [columns, blocks].
+    length: int,
+    piece: int,
+) -> NDArray[np.float32]:
+    """Subtract ``moves`` from a row on the CPU and run ``sums(blocks, out)`` over it; float32 [columns, blocks].
 
-    One thread does both piece by piece. Several let torch share the whole update, and then share the pieces of dots.
+    One thread does both piece by piece. Several let torch share the whole update, and then share the pieces of sums.
     """
-    out = np.zeros((columns, blocks), dtype=np.float32)
-    threads = torch.get_num_threads() if blocks >= SHARED else 1
-    if threads > 1 and update is not None:
-        update(slice(0, blocks), slice(0, blocks * ALIGN))
+    floats = x.numel()
+    out = np.zeros((columns, floats // length), dtype=np.float32)
+    threads = torch.get_num_threads() if floats >= SHARED else 1
+
+    def update(lo: int, hi: int) -> None:
+        here = slice(lo // ALIGN, hi // ALIGN)
+        for q, factor in moves:
+            move(x[lo:hi], q[lo:hi], factor[here] if isinstance(factor, Tensor) else factor)
 
     def run(lo: int) -> None:
-        here = slice(lo, min(lo + PIECE, blocks))
-        with np.errstate(all="ignore"):
-            if threads == 1 and update is not None:
-                update(here, slice(ALIGN * here.start, ALIGN * here.stop))
-            dots(here, out)
+        hi = min(lo + piece, floats)
+        if threads == 1:
+            update(lo, hi)
+        here = slice(lo // length, hi // length)
+        with np.errstate(all="ignore"):  # a thread of the pool has its own settings
+            sums(here, out[:, here])
 
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, range(0, blocks, PIECE)))
-    else:
-        for lo in range(0, blocks, PIECE):
+    if threads == 1:
+        for lo in range(0, floats, piece):
             run(lo)
-    return torch.from_numpy(out)
+    else:
+        update(0, floats)
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, range(0, floats, piece)))
+    return out
 
 
 def _multiplied(a: Tensor, b: Tensor) -> Tensor:
