@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qunlearn_kernels.arena import ALIGN, GradientArena, ROW, Units
+from qunlearn_kernels.arena import ALIGN, ROW, GradientArena, Units
 
 PIECE = 512 * ALIGN
 """Floats (512 KiB) that a CPU updates and measures before it goes on, so that they are still in its cache."""
@@ -88,10 +88,10 @@ def products(
     """
     table = arena.units(scope)
     moves: list[tuple[Tensor, Factor]] = []
-    if factors is not None:
-        columns = factors.T
-        moves = [(q, float(c) if len(c) == 1 else _per_block(table, c)) for q, c in zip(minus, columns, strict=True)]
-
+    if factors is not None and len(factors) == 1:
+        moves = list(zip(minus, factors[0].tolist(), strict=True))
+    elif factors is not None:
+        moves = [(q, _per_block(table, c)) for q, c in zip(minus, factors.T, strict=True)]
     if x.device.type != "cpu":
         for q, factor in moves:
             move(x, q, factor)
@@ -103,11 +103,9 @@ def products(
             for y, row in zip(rows, out, strict=True):
                 np.vecdot(own[here], y[here], out=row)
 
-        with np.errstate(all="ignore"):
-            partial = _by_pieces(x, moves, run, len(rows), ALIGN, PIECE)
-    if len(table.count) == 1:
-        return torch.tensor([total(partial)], dtype=torch.float64, device=x.device)
-    return unit_total(table, partial)
+        partial = _by_pieces(x, moves, run, len(rows), ALIGN, PIECE)
+    with np.errstate(all="ignore"):
+        return unit_total(table, partial)
 
 
 def subtract(arena: GradientArena, f: Tensor, r: Tensor, factor: Tensor, scope: str) -> None:
@@ -153,6 +151,8 @@ def total(partial: Blocks) -> list[float]:
 
 def unit_total(table: Units, partial: Blocks) -> Tensor:
     """Sums of ``partial`` float32 [columns, blocks] per unit. Float64 [units, columns]."""
+    if len(table.count) == 1 and not isinstance(partial, Tensor):
+        return torch.from_numpy(np.add.reduce(partial, axis=1, dtype=np.float64))[None]
     ordered = (partial if isinstance(partial, Tensor) else torch.from_numpy(partial)).T.double()
     if table.order is not None:
         ordered = ordered[table.order]
@@ -244,9 +244,9 @@ def _by_pieces(
     threads = torch.get_num_threads() if floats >= SHARED else 1
 
     def update(lo: int, hi: int) -> None:
-        here = slice(lo // ALIGN, hi // ALIGN)
+        here, own = slice(lo // ALIGN, hi // ALIGN), x[lo:hi]
         for q, factor in moves:
-            move(x[lo:hi], q[lo:hi], factor[here] if isinstance(factor, Tensor) else factor)
+            move(own, q if hi - lo == floats else q[lo:hi], factor[here] if isinstance(factor, Tensor) else factor)
 
     def run(lo: int) -> None:
         hi = min(lo + piece, floats)

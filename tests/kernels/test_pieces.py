@@ -246,6 +246,27 @@ def test_only_the_steep_units_are_measured_again(arena: GradientArena, monkeypat
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("mix", [0.3, 3.0])
+def test_rows_are_read_once_or_in_pieces_with_the_same_bits(
+    arena: GradientArena, scope: str, mix: float, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole rows in one go, piece by piece, and pieces shared by threads; the arena's rows and vectors elsewhere."""
+    seen = set()
+    for count, piece, shared in ((1, 1 << 30, 1 << 30), (1, 4096, 1 << 30), (1, 4096, 8192), (3, 4096, 8192)):
+        torch.set_num_threads(count)
+        monkeypatch.setattr(torch_backend, "PIECE", piece)
+        monkeypatch.setattr(torch_backend, "SHARED", shared)
+        fill(arena, mix)
+        later, apart = arena.row("retain").clone(), arena.row("forget").clone()
+        stats = project(arena, scope=scope)
+        assert project(arena, forget=apart, retain=later, scope=scope) == stats
+        assert torch.equal(apart, arena.row("forget"))
+        seen.add((stats, bits(apart)))
+    assert len(seen) == 1
+    assert worst_cosine(arena, scope) <= 1e-6
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 def test_tied_parameters_are_projected_once(scope: str) -> None:
     shared = nn.Parameter(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))
     arena = GradientArena([("embed", shared), ("head", shared)])
