@@ -200,7 +200,7 @@ def main() -> None:
     if args.json:
         machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
         facts = {"machine": machine, "torch": torch.__version__, "numpy": np.__version__}
-        bars = {"ratio_papers": RATIO, "floors": FLOORS}
+        bars = {"ratio_papers": RATIO, "floors": FLOORS, "large": LARGE}
         out = {**facts, "bars": bars, "bytes_per_float": BYTES, "runs": runs, "gpu": gpu}
         args.json.write_text(json.dumps(out, indent=2) + "\n")
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from qunlearn_kernels.arena import ALIGN, ROW, GradientArena, Units
 
-PIECE = 512 * ALIGN
-"""Floats (512 KiB) that a CPU updates and measures before it goes on, so that they are still in its cache."""
+PIECE = 1024 * ALIGN
+"""Floats (1 MiB) that a CPU updates and measures before it goes on, so that they are still in its cache."""
 
-SHARED = 8 * PIECE
+SHARED = 4 * PIECE
 """Floats from which on several threads share the inner products of a CPU."""
 
 GRAIN = 32768 // ALIGN
@@ -92,7 +92,7 @@ def products(
         moves = list(zip(minus, factors[0].tolist(), strict=True))
     elif factors is not None:
         moves = [(q, _per_block(table, c)) for q, c in zip(minus, factors.T, strict=True)]
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         for q, factor in moves:
             move(x, q, factor)
         partial: Blocks = torch.stack([_multiplied(x, y) for y in against])
@@ -121,10 +121,10 @@ def move(f: Tensor, r: Tensor, factor: Factor) -> None:
     shares = _shares(f.numel() // ALIGN, f.device)
     x, y = f.view(-1, ALIGN), r.view(-1, ALIGN)
     for here in shares:
-        if isinstance(factor, Tensor):
-            x[here].addcmul_(y[here], factor[here], value=-1.0)
-        else:
+        if isinstance(factor, float):
             x[here].sub_(y[here], alpha=factor)
+        else:
+            x[here].addcmul_(y[here], factor[here], value=-1.0)
 
 
 def scale(arena: GradientArena, f: Tensor, factor: Tensor, scope: str) -> None:
@@ -142,18 +142,20 @@ def unit_scale(table: Units, f: Tensor, factor: Tensor) -> None:
 
 def total(partial: Blocks) -> list[float]:
     """Sums over all blocks of ``partial`` float32 [columns, blocks], in float64 and one order."""
-    if isinstance(partial, Tensor):
-        numbers: list[float] = partial.sum(dim=1, dtype=torch.float64).tolist()
-        return numbers
-    out: list[float] = np.add.reduce(partial, axis=1, dtype=np.float64).tolist()
+    if isinstance(partial, np.ndarray):
+        out: list[float] = np.add.reduce(partial, axis=1, dtype=np.float64).tolist()
+    else:
+        out = partial.sum(dim=1, dtype=torch.float64).tolist()
     return out
 
 
 def unit_total(table: Units, partial: Blocks) -> Tensor:
     """Sums of ``partial`` float32 [columns, blocks] per unit. Float64 [units, columns]."""
-    if len(table.count) == 1 and not isinstance(partial, Tensor):
-        return torch.from_numpy(np.add.reduce(partial, axis=1, dtype=np.float64))[None]
-    ordered = (partial if isinstance(partial, Tensor) else torch.from_numpy(partial)).T.double()
+    if isinstance(partial, np.ndarray):
+        if len(table.count) == 1:
+            return torch.from_numpy(np.add.reduce(partial, axis=1, dtype=np.float64))[None]
+        partial = torch.from_numpy(partial)
+    ordered = partial.T.double()
     if table.order is not None:
         ordered = ordered[table.order]
     return torch.segment_reduce(ordered, "sum", lengths=table.count, axis=0, unsafe=True, initial=0.0)
@@ -167,7 +169,7 @@ def blocks_of(row: Tensor, length: int = ALIGN) -> NDArray[np.float32]:
 
 def _block_sums(f: Tensor, r: Tensor, metric: Tensor | None, factor: Factor | None, length: int) -> Blocks:
     """The update, if any, and the sums of every block, float32 [3 or 5, blocks]; after an update <r, .> are 0."""
-    if f.device.type != "cpu":
+    if not f.is_cpu:
         if factor is not None:
             move(f, r, factor)
         pairs = [(f, r), (r, r), (f, f)]
@@ -246,7 +248,7 @@ def _by_pieces(
     def update(lo: int, hi: int) -> None:
         here, own = slice(lo // ALIGN, hi // ALIGN), x[lo:hi]
         for q, factor in moves:
-            move(own, q if hi - lo == floats else q[lo:hi], factor[here] if isinstance(factor, Tensor) else factor)
+            move(own, q if hi - lo == floats else q[lo:hi], factor if isinstance(factor, float) else factor[here])
 
     def run(lo: int) -> None:
         hi = min(lo + piece, floats)
