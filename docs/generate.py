@@ -149,7 +149,7 @@ def _milliseconds(seconds: float) -> str:
 
 def _projection() -> str:
     """One table per number of threads: times, and the two ratios that have bars, bold where a bar is missed."""
-    found, forms = _figures("projection"), ("concatenate", "per tensor", "in place", "arena", "steep")
+    found, forms = _figures("projection"), ("concatenate", "per tensor", "in place", "arena", "steep", "layer")
     bars, text = found["bars"], ""
     for run in found["runs"]:
         rows = []
