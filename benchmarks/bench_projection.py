@@ -8,10 +8,10 @@ the best that can be done without one buffer. `steep` is the arena where forget 
 layer. `limit` is one look at both rows (a single inner product) and the update: no projection in two passes of torch is
 faster. All run interleaved in one process (small networks ten times in a row, so that code and data are in the cache
 for every form); medians are reported. With one thread, the processor time of the thread is taken, which other jobs on
-the machine disturb less than the wall clock; with more, the wall clock. The floor is the time in which the measured copy (8 bytes a float) would move the 20 bytes a float that sums
-and update must move. The bars are those of the specification: arena at least 4 times faster than the better of the
-papers' forms, and at most 1.3 floors from a million parameters on. Where there is a CUDA device, projection_gpu.py
-measures its backends too.
+the machine disturb less than the wall clock; with more, the wall clock. The floor is the time in which the measured
+copy (8 bytes a float) would move the 20 bytes a float that sums and update must move. The bars are those of the
+specification: arena at least 4 times faster than the better of the papers' forms, and at most 1.3 floors from a million
+parameters on. Where there is a CUDA device, projection_gpu.py measures its backends too.
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ def project_k(
         found = torch_backend.products(arena, f, rows, basis.scope)
         left = torch_backend.products(arena, f, [*rows, f], basis.scope, minus=rows, factors=found)
         if bool((left[:, :-1].square().sum(dim=1) > TOLERANCE**2 * left[:, -1]).any()):
-            torch_backend.products(arena, f, [], basis.scope, minus=rows, factors=left[:, :-1])
+            torch_backend.products(arena, f, [f], basis.scope, minus=rows, factors=left[:, :-1])
     after = _sums(arena, f, r, basis.scope, None, None)
     return _unit_stats(first, after)
 

@@ -92,7 +92,7 @@ def products(
         moves = list(zip(minus, factors[0].tolist(), strict=True))
     elif factors is not None:
         moves = [(q, _per_block(table, c)) for q, c in zip(minus, factors.T, strict=True)]
-    if not x.is_cpu:
+    if not _by_numpy(x):
         for q, factor in moves:
             move(x, q, factor)
         partial: Blocks = torch.stack([_multiplied(x, y) for y in against])
@@ -169,7 +169,7 @@ def blocks_of(row: Tensor, length: int = ALIGN) -> NDArray[np.float32]:
 
 def _block_sums(f: Tensor, r: Tensor, metric: Tensor | None, factor: Factor | None, length: int) -> Blocks:
     """The update, if any, and the sums of every block, float32 [3 or 5, blocks]; after an update <r, .> are 0."""
-    if not f.is_cpu:
+    if not _by_numpy(f):
         if factor is not None:
             move(f, r, factor)
         pairs = [(f, r), (r, r), (f, f)]
@@ -266,6 +266,10 @@ def _by_pieces(
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, range(0, floats, piece)))
     return out
+
+
+def _by_numpy(row: Tensor) -> bool:
+    return row.is_cpu
 
 
 def _multiplied(a: Tensor, b: Tensor) -> Tensor:
