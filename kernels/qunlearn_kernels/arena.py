@@ -18,7 +18,7 @@ ALIGN = 256
 """Floats in a block (1 KiB): segments start at multiples of it, so a block of the first reduction stage holds one
 tensor only, and every segment is aligned to 64 bytes and more."""
 
-ROW = 2 * ALIGN
+ROW = 4 * ALIGN
 """The length of a row is a multiple of this: sums over whole rows take blocks that long."""
 
 

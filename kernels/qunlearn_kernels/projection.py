@@ -218,9 +218,9 @@ def _foresee(fr: Number, rr: Number, ff: Number, factor: Number) -> tuple[Number
 def _shallow(fr: Number, rr: Number, ff: Number, factor: Number) -> Any:
     """Whether the part removed, factor r, is at most half as long as what stays, and the foreseen sums are orthogonal.
 
-    Then they need no measurement. The sums of blocks err by less than 5e-7 of |f||r| and |r|^2, even where all entries
-    are equal and roundings add up; of that at most half becomes part of the cosine, and rounding the update to float32
-    adds 2^-24 (1 + 1/2).
+    Then they need no measurement. The sums of blocks err by less than 1e-6 of |f||r| and |r|^2, even where all entries
+    are equal and roundings add up (a BLAS that adds 16 products at a time; 3e-7 with 64); of that at most half becomes
+    part of the cosine, and rounding the update to float32 adds 2^-24 (1 + 1/2).
     """
     return (factor * factor * rr <= SHALLOW * ff) & (fr * fr <= TOLERANCE**2 * ff * rr)
 
