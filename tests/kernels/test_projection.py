@@ -291,7 +291,7 @@ def test_same_bits_for_any_number_of_threads_at_any_length() -> None:
     """Around the lengths at which BLAS, torch's operations and the sums of this package begin to share their work."""
     seen = set()
     for threads in ("1", "2", "4"):
-        env = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_DYNAMIC": "FALSE"}
+        env = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_DYNAMIC": "FALSE", "OMP_WAIT_POLICY": "PASSIVE"}
         done = subprocess.run(
             [sys.executable, "-c", LENGTHS, threads], capture_output=True, text=True, check=False, env=env
         )
