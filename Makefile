@@ -32,6 +32,7 @@ test-slow: install cross
 bench: install
 	$(BIN)/python benchmarks/bench_kernels_compile.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_projection.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_subspace.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_first_order.py
 	$(BIN)/python benchmarks/bench_interference.py
