@@ -6,7 +6,7 @@ from qunlearn.audit.accuracy import Accuracy
 from qunlearn.audit.base import Audit, AuditContext
 from qunlearn.audit.glossary import GLOSSARY, Entry
 from qunlearn.audit.mia import Mia
-from qunlearn.audit.predictor import OnnxPredictor, OraclePredictor, Predictor, TorchPredictor
+from qunlearn.audit.predictor import FirmwarePredictor, OnnxPredictor, OraclePredictor, Predictor, TorchPredictor
 from qunlearn.audit.registry import AUDITS, register
 from qunlearn.audit.result import AuditResult
 from qunlearn.audit.run import Artefact, AuditRun, audit_run, same_results
@@ -27,6 +27,7 @@ __all__ = [
     "AuditResult",
     "AuditRun",
     "Entry",
+    "FirmwarePredictor",
     "Judgement",
     "Measurement",
     "OnnxPredictor",
