@@ -6,7 +6,7 @@ MARK := $(VENV)/.installed
 export MPLBACKEND := svg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test test-slow bench lint format docs clean
+.PHONY: demo install cross test test-slow bench lint format docs clean
 
 demo: install
 	$(BIN)/qunlearn demo -o runs/demo
@@ -19,15 +19,20 @@ $(MARK): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[workstation,gpu,dev]'
 	touch $(MARK)
 
-test: install lint
+# Arm compiler and emulator for the firmware tests, through apt where that is allowed; else a loud note.
+cross:
+	@sh tests/install_cross.sh
+
+test: install lint cross
 	$(BIN)/python -m pytest -m 'not slow' tests
 
-test-slow: install
+test-slow: install cross
 	$(BIN)/python -m pytest -m slow tests
 
 bench: install
 	$(BIN)/python benchmarks/bench_kernels_compile.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_projection.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_subspace.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_first_order.py
 	$(BIN)/python benchmarks/bench_interference.py

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from qunlearn import errors
 from qunlearn.audit import AUDITS, GLOSSARY
@@ -138,9 +139,49 @@ def _result(name: str) -> str:
     return (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
 
 
+def _figures(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3f} ms" if seconds < 1e-3 else f"{1e3 * seconds:.1f} ms"
+
+
+def _projection() -> str:
+    """One table per number of threads: times, and the two ratios that have bars, bold where a bar is missed."""
+    found, forms = _figures("projection"), ("concatenate", "per tensor", "in place", "arena", "steep", "layer")
+    bars, text = found["bars"], ""
+    for run in found["runs"]:
+        rows = []
+        for r in run["rows"]:
+            large, ratio = r["parameters"] >= bars["large"], f"{r['ratio_papers']:.1f}"
+            floors = [r["arena_over_floor"], r["steep_over_floor"]]
+            marked = [f"**{v:.2f}**" if v > bars["floors"] else f"{v:.2f}" for v in floors]
+            rows.append(
+                [
+                    *(code(r["network"]), f"{r['parameters']:,}", str(r["tensors"])),
+                    *(_milliseconds(r["seconds"][form]) for form in forms),
+                    ratio if r["ratio_papers"] >= bars["ratio_papers"] else f"**{ratio}**",
+                    f"{r['ratio_papers_at_limit']:.1f}",
+                    *(marked if large else ["in the cache"] * 2),
+                ]
+            )
+        head = ("network", "parameters", "tensors", *forms, "papers' / arena", "at the limit")
+        threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+        text += f"\n{threads}, {run['clock']}; load of the machine at the start {run['load']:.1f}:\n\n"
+        text += table((*head, "arena / floor", "steep / floor"), rows)
+    return text.lstrip("\n")
+
+
+def _subspace() -> str:
+    found, forms = _figures("subspace"), ("arena", "basis", "Gram-Schmidt", "QR")
+    rows = [[code(r["network"]), *(_milliseconds(r["seconds"][form]) for form in forms)] for r in found["rows"]]
+    return table((f"k = {found['k']}", "arena", "of it the basis", "Gram-Schmidt", "QR"), rows)
+
+
 def _step() -> str:
     rows = []
-    for net in json.loads((ROOT / "benchmarks" / "results" / "step.json").read_text(encoding="utf-8"))["nets"]:
+    for net in _figures("step")["nets"]:
         r = net["ratios"]
         shares = [f"{r[k]:.2f}" for k in ("QAT / float", "QAT / float, channels last", "OEU / one pass")]
         rows.append([code(net["net"]), *shares, f"{100 * r['projection / one pass']:.1f} %"])
@@ -165,8 +206,13 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "models": _models,
     "commands": _commands,
     "result-step": _step,
+    "result-forms": partial(_result, "forms"),
+    "result-delta": partial(_result, "delta"),
+    "result-projection": _projection,
+    "result-subspace": _subspace,
     "result-demo": partial(_result, "demo"),
     "result-verdicts": partial(_result, "verdicts"),
+    "result-device-update": partial(_result, "device_update"),
     **{f"method-{name}": partial(_method, name) for name in METHODS},
     **{f"audit-{name}": partial(_audit, name) for name in AUDITS},
 }

@@ -1,4 +1,4 @@
-"""The static check S1 to S13 of an int8 QDQ file, after bounds on what untrusted bytes may claim."""
+"""The static check S1 to S13 of an int8 file of either form, after bounds on what untrusted bytes may claim."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from google.protobuf.message import DecodeError
 
 from qunlearn_export import graph as g
 from qunlearn_export.degenerate import Finding, degenerate
+from qunlearn_export.emit import IR_VERSION, MICROSOFT, OPSET, format_tag
 from qunlearn_export.errors import ArtefactError, VerificationError
 from qunlearn_export.parse import ATTRIBUTES, parse
+from qunlearn_export.qop_parse import MICROSOFT_OPS, ONNX_OPS, parse_qop
 from qunlearn_export.runtime import MAX_BYTES, read_bytes
 from qunlearn_export.shapes import problems
 from qunlearn_export.ties import ties
 
 MAX_NODES, MAX_INITIALIZERS, MAX_RANK, MAX_NAME = 20_000, 50_000, 6, 128
-OPSET, IR_VERSION = 17, 8
 ITEM_BYTES = {
     onnx.TensorProto.FLOAT: 4,
     onnx.TensorProto.INT8: 1,
@@ -32,9 +33,15 @@ ITEM_BYTES = {
     onnx.TensorProto.INT64: 8,
 }
 WRITTEN = frozenset(ITEM_BYTES) - {onnx.TensorProto.UINT8}
-TIE_LIMIT = 1e-3
+TIE_LIMIT, LIGHT = 1e-3, 256
+SUBSETS: dict[str, dict[str, dict[str, frozenset[str]]]] = {
+    "qdq": {"": ATTRIBUTES},
+    "qop": {"": ONNX_OPS, MICROSOFT: MICROSOFT_OPS},
+}
+"""Form, domain, operator, attributes."""
+
+OPSETS = {"qdq": [("", OPSET)], "qop": [("", OPSET), (MICROSOFT, 1)]}
 MEANING = {
-    "qunlearn.format": f"int8-qdq/{g.FORMAT_VERSION}",
     "qunlearn.activation": "int8",
     "qunlearn.rounding": "half-even-f32",
 }
@@ -125,11 +132,12 @@ def examine(
     bad = limits(model)
     if bad:
         raise ArtefactError(f"the file is malformed: {'; '.join(bad[:6])}.", remedy="Export it anew from its run.")
-    findings = [*_versions(model), *_initializers(model), *_operators(model)]
+    form = form_of(model)
+    findings = [*_versions(model, form), *_initializers(model), *_operators(model, form)]
     if any(f.code in ("S2", "S3") for f in findings):
         return None, findings
     try:
-        parsed = parse(model, metadata(model))
+        parsed = (parse_qop if form == "qop" else parse)(model, metadata(model))
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError) as err:
         findings.append(_error("S4", "graph", f"the structure cannot be read ({type(err).__name__}: {err})"))
         return None, findings
@@ -142,6 +150,12 @@ def examine(
         findings += _values(model, graph, parsed.findings, tie_limit)
     findings += _shapes(model)
     return graph, findings
+
+
+def form_of(model: onnx.ModelProto) -> str:
+    """``qop`` for a file that calls itself one of that form, in any version; else ``qdq``."""
+    tag = next((p.value for p in model.metadata_props if p.key == "qunlearn.format"), "")
+    return "qop" if tag.startswith("int8-qop/") else "qdq"
 
 
 def metadata(model: onnx.ModelProto) -> dict[str, Any]:
@@ -166,16 +180,16 @@ def _error(code: str, where: str, message: str) -> Finding:
     return Finding(code=code, level="error", where=where, message=message)
 
 
-def _versions(model: onnx.ModelProto) -> Iterable[Finding]:
+def _versions(model: onnx.ModelProto, form: str) -> Iterable[Finding]:
     opsets = [(o.domain, o.version) for o in model.opset_import]
-    if opsets != [("", OPSET)]:
-        yield _error("S1", "model", f"operator sets {opsets}, not ai.onnx {OPSET} alone")
+    if opsets != OPSETS[form]:
+        yield _error("S1", "model", f"operator sets {opsets}, not {OPSETS[form]}")
     if model.ir_version != IR_VERSION:
         yield _error("S1", "model", f"IR version {model.ir_version}, not {IR_VERSION}")
     if model.functions or model.training_info or model.graph.sparse_initializer:
         yield _error("S1", "model", "functions, training info or sparse initializers are not allowed")
     props = {p.key: p.value for p in model.metadata_props}
-    for key, want in MEANING.items():
+    for key, want in {"qunlearn.format": format_tag(form), **MEANING}.items():
         if props.get(key) != want:
             yield _error("S1", "metadata", f"{key} is {props.get(key, '')[:40]!r}, this version reads {want!r}")
     if model.domain:
@@ -201,12 +215,13 @@ def _initializers(model: onnx.ModelProto) -> Iterable[Finding]:
         yield _error("S2", "graph", "there must be one input and one output")
 
 
-def _operators(model: onnx.ModelProto) -> Iterable[Finding]:
+def _operators(model: onnx.ModelProto, form: str) -> Iterable[Finding]:
     for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ATTRIBUTES:
+        subset = SUBSETS[form].get("" if node.domain == "ai.onnx" else node.domain, {})
+        if node.op_type not in subset:
             yield _error("S3", node.name, f"operator {node.domain or 'ai.onnx'}:{node.op_type} is outside the subset")
             continue
-        extra = sorted({a.name for a in node.attribute} - ATTRIBUTES[node.op_type])
+        extra = sorted({a.name for a in node.attribute} - subset[node.op_type])
         if extra:
             yield _error("S3", node.name, f"attribute {extra[0]} of {node.op_type} is outside the subset")
     named = sorted(n for n, c in Counter(n.name for n in model.graph.node).items() if c > 1)
@@ -221,7 +236,7 @@ def _operators(model: onnx.ModelProto) -> Iterable[Finding]:
 def _values(model: onnx.ModelProto, graph: g.Graph, known: list[Finding], tie_limit: float) -> list[Finding]:
     out: list[Finding] = []
     for layer, limit in code_limits(graph):
-        if int(np.abs(layer.weight.astype(np.int16)).max(initial=0)) > limit:
+        if max(int(layer.weight.max(initial=0)), -int(layer.weight.min(initial=0))) > limit:
             out.append(_error("S5", layer.name, f"a weight code is outside [-{limit}, {limit}]"))
     tiny = float(np.finfo(np.float32).tiny)
     tensors = graph.quantized_tensors()
@@ -259,6 +274,24 @@ def _shapes(model: onnx.ModelProto) -> Iterable[Finding]:
         if not dims or not dims[0].dim_param or any(d.dim_value <= 0 for d in dims[1:]):
             yield _error("S11", value.name, "only the batch dimension may be symbolic")
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(_light(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as err:
         yield _error("S11", "graph", " ".join(str(err).split())[:200])
+
+
+def _light(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large constants as inputs of their type: the checker copies what it is given several times,
+    and infers no shape from them."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    source, graph = model.graph, light.graph
+    graph.name = source.name
+    graph.node.extend(source.node)
+    graph.output.extend(source.output)
+    graph.value_info.extend(source.value_info)
+    graph.input.extend(source.input)
+    for t in source.initializer:
+        if math.prod(t.dims) > LIGHT:
+            graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
+        else:
+            graph.initializer.append(t)
+    return light

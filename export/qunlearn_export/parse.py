@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from qunlearn_export import graph as g
 from qunlearn_export.degenerate import Finding
+from qunlearn_export.match import Matcher, MismatchError, Parsed, attributes, bits_of, conv_attributes, window
 
 ATTRIBUTES: dict[str, frozenset[str]] = {
     "QuantizeLinear": frozenset(),
@@ -33,45 +33,20 @@ ATTRIBUTES: dict[str, frozenset[str]] = {
 """The operator and attribute subset (artefact_onnx 2.3)."""
 
 
-class _MismatchError(Exception):
-    """A node does not fit the pattern; carries the check's code."""
-
-    def __init__(self, code: str, where: str, message: str) -> None:
-        super().__init__(message)
-        self.finding = Finding(code=code, level="error", where=where, message=message)
-
-
-@dataclass
-class Parsed:
-    """The graph (None when the structure does not fit) and what was found on the way."""
-
-    graph: g.Graph | None = None
-    findings: list[Finding] = field(default_factory=list)
-
-
 def parse(model: onnx.ModelProto, meta: dict[str, Any]) -> Parsed:
     """Match the whole model. S4, S5, S6, S7 and S8 are checked here, since they need the pattern."""
     out = Parsed()
     try:
         out.graph = _Matcher(model, out.findings).graph(meta)
-    except _MismatchError as err:
+    except MismatchError as err:
         out.findings.append(err.finding)
     return out
 
 
-class _Matcher:
+class _Matcher(Matcher):
     def __init__(self, model: onnx.ModelProto, findings: list[Finding]) -> None:
-        self.proto = model.graph
-        self.findings = findings
-        self.constants: dict[str, NDArray[Any]] = {t.name: numpy_helper.to_array(t) for t in self.proto.initializer}
-        self.shapes: dict[str, tuple[int, ...]] = {
-            v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-            for v in [*self.proto.value_info, *self.proto.input, *self.proto.output]
-        }
-        self.by_output = {n.output[0]: n for n in self.proto.node}
+        super().__init__(model, findings)
         self.used: set[str] = set()
-        self.tensor_of: dict[str, str] = {}
-        self.activations: dict[str, g.Activation] = {}
 
     def graph(self, meta: dict[str, Any]) -> g.Graph:
         """Float input and output, or both int8 (no first QuantizeLinear, no last DequantizeLinear)."""
@@ -82,77 +57,48 @@ class _Matcher:
             readers = (n for n in self.proto.node if n.op_type == "DequantizeLinear" and n.input[0] == source.name)
             reader = next(readers, None)
             if reader is None:
-                raise _MismatchError("S4", "input", "the int8 graph input is not dequantized")
-            self._activation(source.name, reader.input[1], reader.input[2], g_name="input", where="input")
+                raise MismatchError("S4", "input", "the int8 graph input is not dequantized")
+            self.activation(source.name, reader.input[1], reader.input[2], g_name="input", where="input")
         else:
             if not quantizers or quantizers[0].input[0] != source.name:
-                raise _MismatchError("S4", "input", "the graph input is not quantized first")
+                raise MismatchError("S4", "input", "the graph input is not quantized first")
             first = quantizers.pop(0)
-            self._activation(first.output[0], first.input[1], first.input[2], g_name="input", where="input")
+            self.activation(first.output[0], first.input[1], first.input[2], g_name="input", where="input")
             self.used.add(first.output[0])
         layers = [self._layer(q) for q in quantizers]
         last = self.by_output.get(sink.name)
         want = "QuantizeLinear" if coded else "DequantizeLinear"
         if last is None or last.op_type != want or (not coded and last.input[0] not in self.tensor_of):
-            raise _MismatchError("S12", "output", f"the output does not come from {want}")
+            raise MismatchError("S12", "output", f"the output does not come from {want}")
         output = self.tensor_of[sink.name] if coded else self._source(last, "output")
         left = [n.name for n in self.proto.node if n.output[0] not in self.used]
         if left:
-            raise _MismatchError("S4", left[0], f"{len(left)} nodes are outside every quantized layer")
+            raise MismatchError("S4", left[0], f"{len(left)} nodes are outside every quantized layer")
         return g.Graph(activations=self.activations, layers=tuple(layers), input="input", output=output, meta=meta)
-
-    def _const(self, name: str, kind: str, where: str) -> NDArray[Any]:
-        value = self.constants.get(name)
-        if value is None or value.dtype.name != kind:
-            raise _MismatchError("S4", where, f"{name} is not a constant of type {kind}")
-        return value
-
-    def _scalar(self, name: str, kind: str, where: str) -> Any:
-        value = self._const(name, kind, where)
-        if value.ndim:
-            raise _MismatchError("S4", where, "an activation has one scale and one zero point")
-        return value[()]
-
-    def _activation(self, tensor: str, scale: str, zero: str, *, g_name: str, where: str) -> None:
-        shape = self.shapes.get(tensor)
-        if shape is None:
-            raise _MismatchError("S11", where, "no shape is recorded")
-        self.activations[g_name] = g.Activation(
-            name=g_name,
-            shape=shape[1:],
-            scale=np.float32(self._scalar(scale, "float32", where)),
-            zero_point=int(self._scalar(zero, "int8", where)),
-        )
-        self.tensor_of[tensor] = g_name
 
     def _source(self, dq: onnx.NodeProto, where: str) -> str:
         """Activation that a DequantizeLinear of a layer's input reads; its grid must be that of the producer."""
         if dq.op_type != "DequantizeLinear" or dq.input[0] not in self.tensor_of or dq.attribute:
-            raise _MismatchError("S4", where, "an operand is not a dequantized tensor")
-        name = self.tensor_of[dq.input[0]]
-        a = self.activations[name]
-        scale, zero = self._scalar(dq.input[1], "float32", where), self._scalar(dq.input[2], "int8", where)
-        if scale.tobytes() != a.scale.tobytes() or int(zero) != a.zero_point:
-            raise _MismatchError("S4", where, "quantize and dequantize of one tensor differ in scale or zero point")
+            raise MismatchError("S4", where, "an operand is not a dequantized tensor")
         self.used.add(dq.output[0])
-        return name
+        return self.on_grid(dq.input[:3], where)
 
     def _node(self, tensor: str, where: str) -> onnx.NodeProto:
         node = self.by_output.get(tensor)
         if node is None:
-            raise _MismatchError("S4", where, f"{tensor} is not computed by a node")
+            raise MismatchError("S4", where, f"{tensor} is not computed by a node")
         return node
 
     def _layer(self, q: onnx.NodeProto) -> g.AnyLayer:
         if not q.name.endswith("/q"):
-            raise _MismatchError("S4", q.name, "a quantizer is not named <module>/q")
+            raise MismatchError("S4", q.name, "a quantizer is not named <module>/q")
         name = q.name[:-2]
         node = self._node(q.input[0], name)
         relu, clip = False, None
         if node.op_type == "Clip":
-            low, high = (self._const(i, "float32", name) for i in node.input[1:3])
+            low, high = (self.const(i, "float32", name) for i in node.input[1:3])
             if low.ndim or high.ndim or low != 0.0 or not (np.isfinite(high) and high > 0.0):
-                raise _MismatchError("S3", name, "Clip is not Clip(0, c) with c > 0")
+                raise MismatchError("S3", name, "Clip is not Clip(0, c) with c > 0")
             relu, clip = True, np.float32(high[()])
             self.used.add(node.output[0])
             node = self._node(node.input[0], name)
@@ -167,29 +113,17 @@ class _Matcher:
         else:
             self.used.add(node.output[0])
             layer = self._operator(node, common)
-        self._activation(q.output[0], q.input[1], q.input[2], g_name=out, where=name)
+        self.activation(q.output[0], q.input[1], q.input[2], g_name=out, where=name)
         self.used.add(q.output[0])
         if clip is not None:
             a = self.activations[out]
-            self.activations[out] = replace(a, bits=_bits(clip, a.scale))
-        self._check_grid(layer)
+            self.activations[out] = replace(a, bits=bits_of(clip, a.scale))
+        self.check_grid(layer)
         return layer
-
-    def _check_grid(self, layer: g.AnyLayer) -> None:
-        out = self.activations[layer.output]
-        if layer.relu and out.zero_point != -128:
-            self._note("S7", layer.name, f"zero point {out.zero_point} after Relu, not -128")
-        if isinstance(layer, g.MaxPool | g.Flatten | g.Reshape):
-            a = self.activations[layer.inputs[0]]
-            if (a.scale, a.zero_point) != (out.scale, out.zero_point):
-                self._note("S8", layer.name, "scale or zero point changes across a layer that keeps codes")
-
-    def _note(self, code: str, where: str, message: str) -> None:
-        self.findings.append(Finding(code=code, level="error", where=where, message=message))
 
     def _operator(self, node: onnx.NodeProto, common: dict[str, Any]) -> g.AnyLayer:
         name, op = common["name"], node.op_type
-        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        attrs = attributes(node)
         if op == "Add" and self._node(node.input[0], name).op_type == "MatMul":
             product = self._node(node.input[0], name)
             self.used.add(product.output[0])
@@ -205,25 +139,19 @@ class _Matcher:
             "GlobalAveragePool": lambda: g.GlobalAveragePool(**common),
             "Concat": lambda: g.Concat(**common),
             "Flatten": lambda: g.Flatten(**common),
-            "MaxPool": lambda: g.MaxPool(**_window(attrs, name), **common),
+            "MaxPool": lambda: g.MaxPool(**window(attrs, name), **common),
             "AveragePool": lambda: g.AveragePool(
-                **_window(attrs, name), count_include_pad=bool(attrs.get("count_include_pad", 0)), **common
+                **window(attrs, name), count_include_pad=bool(attrs.get("count_include_pad", 0)), **common
             ),
-            "Reshape": lambda: g.Reshape(shape=self._target(node.input[1], name), **common),
+            "Reshape": lambda: g.Reshape(shape=self.target(node.input[1], name), **common),
         }
         if op in ("Concat", "Flatten") and attrs.get("axis") != 1:
-            raise _MismatchError("S3", name, f"{op} is not along axis 1")
+            raise MismatchError("S3", name, f"{op} is not along axis 1")
         if attrs.get("count_include_pad", 0) not in (0, 1):
-            raise _MismatchError("S3", name, "count_include_pad is not 0 or 1")
+            raise MismatchError("S3", name, "count_include_pad is not 0 or 1")
         if op not in make:
-            raise _MismatchError("S3", name, f"{op} does not stand between dequantize and quantize")
+            raise MismatchError("S3", name, f"{op} does not stand between dequantize and quantize")
         return make[op]()
-
-    def _target(self, tensor: str, name: str) -> tuple[int, ...]:
-        value = self._const(tensor, "int64", name)
-        if value.ndim != 1 or value[0] != -1:
-            raise _MismatchError("S3", name, "Reshape does not keep the batch dimension")
-        return tuple(int(d) for d in value[1:])
 
     def _data_inputs(self, node: onnx.NodeProto) -> list[str]:
         return list(node.input[:1]) if node.op_type == "Reshape" else list(node.input)
@@ -236,19 +164,9 @@ class _Matcher:
         common |= {"inputs": (source,), "weight": weight, "weight_scale": scale, "bias": bias}
         if node.op_type == "Gemm":
             if attrs.get("transB") != 1:
-                raise _MismatchError("S3", name, "Gemm without transB = 1")
+                raise MismatchError("S3", name, "Gemm without transB = 1")
             return g.Gemm(**common)
-        if _ints(attrs, "kernel_shape", name) != weight.shape[2:]:
-            raise _MismatchError("S3", name, "kernel_shape is not that of the weights")
-        if not isinstance(attrs.get("group"), int):
-            raise _MismatchError("S3", name, "attribute group is missing")
-        return g.Conv(
-            strides=_ints(attrs, "strides", name),
-            pads=_ints(attrs, "pads", name),
-            dilations=_ints(attrs, "dilations", name),
-            group=attrs["group"],
-            **common,
-        )
+        return g.Conv(**conv_attributes(attrs, weight, name), **common)
 
     def _matmul(self, node: onnx.NodeProto, bias: onnx.NodeProto | None, common: dict[str, Any]) -> g.MatMul:
         name = common["name"]
@@ -260,47 +178,24 @@ class _Matcher:
     def _codes(self, tensor: str, axis: int, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         dq = self._node(tensor, name)
         weight, scale, zero = self._parameters(dq, "int8", axis, name)
-        if scale.shape != (weight.shape[axis],) or zero.any():
-            self._note("S5", name, "weight zero points are not 0 or scales are not one per output channel")
-        if (weight == -128).any():
-            self._note("S5", name, "a weight code is -128")
+        self.check_codes(weight, scale, zero, axis, name)
         return weight, scale
 
     def _bias(self, tensor: str, source: str, weight_scale: NDArray[np.float32], name: str) -> NDArray[np.int32]:
         bias, scale, zero = self._parameters(self._node(tensor, name), "int32", 0, name)
         if zero.any():
-            self._note("S5", name, "bias zero points are not 0")
+            self.note("S5", name, "bias zero points are not 0")
         want = g.bias_scale(self.activations[source].scale, weight_scale)
         if scale.shape != want.shape or scale.tobytes() != want.tobytes():
-            self._note("S6", name, "a bias scale is not fl32(input scale * weight scale)")
+            self.note("S6", name, "a bias scale is not fl32(input scale * weight scale)")
         return np.asarray(bias)
 
     def _parameters(self, dq: onnx.NodeProto, kind: str, axis: int, name: str) -> tuple[Any, Any, Any]:
         if dq.op_type != "DequantizeLinear" or len(dq.input) != 3:
-            raise _MismatchError("S4", name, "a parameter does not come from DequantizeLinear with a zero point")
+            raise MismatchError("S4", name, "a parameter does not come from DequantizeLinear with a zero point")
         self.used.add(dq.output[0])
         found = next((int(a.i) for a in dq.attribute if a.name == "axis"), 1)
-        codes = self._const(dq.input[0], kind, name)
+        codes = self.const(dq.input[0], kind, name)
         if found != axis:
-            self._note("S4", name, f"axis {found} of {dq.input[0]} is not {axis}")
-        return codes, self._const(dq.input[1], "float32", name), self._const(dq.input[2], kind, name)
-
-
-def _ints(attrs: dict[str, Any], key: str, name: str) -> tuple[int, ...]:
-    value = attrs.get(key)
-    if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
-        raise _MismatchError("S3", name, f"attribute {key} is missing or not a list of integers")
-    return tuple(value)
-
-
-def _window(attrs: dict[str, Any], name: str) -> dict[str, Any]:
-    pairs = (("kernel", "kernel_shape"), ("strides", "strides"), ("pads", "pads"))
-    return {key: _ints(attrs, attribute, name) for key, attribute in pairs}
-
-
-def _bits(clip: np.float32, scale: np.float32) -> int:
-    """Bits of an activation behind Clip(0, (2^b - 1) scale); 8 for any other clip."""
-    for bits in range(1, 8):
-        if clip == np.multiply(np.float32(2**bits - 1), scale, dtype=np.float32):
-            return bits
-    return 8
+            self.note("S4", name, f"axis {found} of {dq.input[0]} is not {axis}")
+        return codes, self.const(dq.input[1], "float32", name), self.const(dq.input[2], kind, name)

@@ -7,6 +7,8 @@ residual add runs in a float kernel that rounds differently again; pools follow 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from qunlearn_export import oracle
 F32 = np.float32
 FACTOR = 1.0007
 TRIES = 32
+BLOCK = 2**16
 _CODES = np.arange(-128, 128).astype(np.int8)
 
 
@@ -48,12 +51,26 @@ def tie_share(layer: g.AnyLayer, graph: g.Graph) -> float:
         case g.Add():
             return _add_share(ins[0], ins[1], out, lo, hi)
         case g.AveragePool():
-            return max(_average_share(ins[0], out, n, lo, hi) for n in _counts(layer, ins[0].shape))
+            return max(_average_share(ins[0], out, n, lo, hi) for n in window_counts(layer, ins[0].shape))
         case g.GlobalAveragePool():
             return _average_share(ins[0], out, int(np.prod(ins[0].shape[1:])), lo, hi)
         case g.Concat() | g.Requant():
             return max(_requant_share(a, out, lo, hi) for a in ins)
     return 0.0
+
+
+def combinations(layer: g.AnyLayer, shapes: Sequence[tuple[int, ...]]) -> int:
+    """How many code combinations (sums, for an average) :func:`tie_share` goes through."""
+    match layer:
+        case g.Add():
+            return 2**16
+        case g.AveragePool():
+            return sum(255 * n + 1 for n in window_counts(layer, shapes[0]))
+        case g.GlobalAveragePool():
+            return 255 * math.prod(shapes[0][1:]) + 1
+        case g.Concat() | g.Requant():
+            return 256 * len(shapes)
+    return 0
 
 
 def reading_share(layer: g.AnyLayer, graph: g.Graph) -> float:
@@ -123,27 +140,31 @@ def _multiply_add(x: Any, m: Any, c: Any, fused: bool) -> Any:
 
 
 def _average_share(x: g.Activation, out: g.Activation, n: int, lo: int, hi: int) -> float:
-    total = np.arange(n * (-128 - x.zero_point), n * (127 - x.zero_point) + 1, dtype=np.int64)
-    real = np.multiply(total.astype(np.float32), F32(x.scale), dtype=np.float32)
-    mean = np.divide(real, F32(n), dtype=np.float32)
-    m = oracle.average_multiplier(x, out, n)
-    y = np.rint(np.multiply(total.astype(np.float32), m, dtype=np.float32)) + F32(out.zero_point)
-    return _differ(mean, np.clip(y, lo, hi).astype(np.int8), out, lo, hi)
+    first, last = n * (-128 - x.zero_point), n * (127 - x.zero_point)
+    m, differ = oracle.average_multiplier(x, out, n), 0.0
+    for start in range(first, last + 1, BLOCK):
+        total = np.arange(start, min(start + BLOCK, last + 1), dtype=np.int64).astype(np.float32)
+        mean = np.divide(np.multiply(total, F32(x.scale), dtype=np.float32), F32(n), dtype=np.float32)
+        y = np.rint(np.multiply(total, m, dtype=np.float32)) + F32(out.zero_point)
+        differ += _differ(mean, np.clip(y, lo, hi).astype(np.int8), out, lo, hi) * len(total)
+    return differ / (last - first + 1)
 
 
 def _requant_share(x: g.Activation, out: g.Activation, lo: int, hi: int) -> float:
     return _differ(oracle.dequantize(_CODES, x), oracle.requant(_CODES, x, out, lo, hi), out, lo, hi)
 
 
-def _counts(layer: g.AveragePool, shape: tuple[int, ...]) -> list[int]:
+def window_counts(layer: g.AveragePool, shape: tuple[int, ...]) -> list[int]:
+    """Every divisor that occurs in an average pool of input ``shape`` [C, ...], ascending."""
     if layer.count_include_pad:
         return [int(np.prod(layer.kernel))]
     per_axis: list[set[int]] = []
     half = len(layer.kernel)
     for i, size in enumerate(shape[1:]):
         begin, end, k, s = layer.pads[i], layer.pads[i + half], layer.kernel[i], layer.strides[i]
-        starts: Any = range(-begin, size + end - k + 1, s)
-        per_axis.append({min(o + k, size) - max(o, 0) for o in starts})
+        starts = range(-begin, size + end - k + 1, s)
+        edges = {*starts[: begin // s + 2], *starts[-(end // s + 2) :]}  # between them every window is whole
+        per_axis.append({min(o + k, size) - max(o, 0) for o in edges})
     out = {1}
     for counts in per_axis:
         out = {n * c for n in out for c in counts}

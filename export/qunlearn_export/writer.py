@@ -4,169 +4,63 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
+from qunlearn_export import emit
 from qunlearn_export import graph as g
 from qunlearn_export.check import check_or_raise
 from qunlearn_export.degenerate import Finding, degenerate
 from qunlearn_export.degenerate import repair_dead as repair
-from qunlearn_export.errors import ConfigError, NotYetError, UnsupportedError, VerificationError
-from qunlearn_export.files import canonical_json, write_atomic
+from qunlearn_export.emit import LOGITS, Builder
+from qunlearn_export.errors import ConfigError, VerificationError
+from qunlearn_export.files import write_atomic
 from qunlearn_export.oracle import Oracle, dequantize
-from qunlearn_export.shapes import problems
+from qunlearn_export.qop import to_qop_model
 from qunlearn_export.ties import Tie, ties
 
-OPSET, IR_VERSION = 17, 8
-FORMAT = f"int8-qdq/{g.FORMAT_VERSION}"
-LOGITS = "logits"
-_TYPES = {
-    "float32": TensorProto.FLOAT,
-    "int8": TensorProto.INT8,
-    "int32": TensorProto.INT32,
-    "int64": TensorProto.INT64,
-}
+SIZE_FACTOR, SIZE_FIXED = 1.3, 16_384
+"""A file is expected to be at most 1.3 bytes a weight code and 16 KiB large (artefact_onnx 3.5)."""
+
+IO_WARNING = (
+    "W-IO-INT8: with an int8 output ONNX Runtime does not fuse the last layer on x86, so that it runs in float; "
+    "the caller quantizes inputs and reads codes"
+)
 
 
-class _Builder:
-    """Collects nodes, initializers (in order of first use) and value_info (in node order)."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-        self.values: list[onnx.ValueInfoProto] = []
-        self.reals = 0
-
-    def constant(self, name: str, value: NDArray[Any]) -> str:
-        little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
-        tensor = helper.make_tensor(name, _TYPES[value.dtype.name], value.shape, little.tobytes(), raw=True)
-        self.initializers.setdefault(name, tensor)
-        return name
-
-    def real(self) -> str:
-        """A short name for the next float tensor: names of intermediates are a large part of a small file."""
-        self.reals += 1
-        return f"t{self.reals}"
-
-    def node(
-        self, op: str, name: str, inputs: Sequence[str], out: str, kind: int, shape: Sequence[Any], **attrs: Any
-    ) -> str:
-        self.nodes.append(helper.make_node(op, list(inputs), [out], name=name, **dict(sorted(attrs.items()))))
-        self.values.append(helper.make_tensor_value_info(out, kind, list(shape)))
-        return out
-
-
-def to_model(graph: g.Graph, *, io: str = "float") -> onnx.ModelProto:
-    """The ONNX model of ``graph`` (artefact_onnx 2.1 to 2.3).
+def to_model(graph: g.Graph, *, io: str = "float", form: str = "qdq") -> onnx.ModelProto:
+    """The ONNX model of ``graph`` (artefact_onnx 2.1 to 2.3; form ``qop``: 2.7).
 
     ``io="float"``: float32 ``input`` and ``logits``; ``io="int8"``: both int8, on the grids of first and last tensor.
-    UnsupportedError lists every layer that the file cannot hold.
+    UnsupportedError lists every layer that the file cannot hold; ConfigError for an unknown form or ``io``.
     """
-    if io not in ("float", "int8"):
-        raise ConfigError(f"io {io!r} is unknown.", remedy="Use float or int8.")
-    broken = problems(graph)
-    if broken:
-        raise UnsupportedError(
-            "the network cannot be written: " + "; ".join(f"{where}: {message}" for where, message in broken) + ".",
-            remedy="Change these layers.",
-        )
-    b = _Builder()
-    coded: dict[str, str] = {}
-    owner = {graph.input: graph.input, **{layer.output: layer.name for layer in graph.layers}}
-    first = graph.activations[graph.input]
-    if io == "float":
-        coded[graph.input] = _quantize(b, graph.input, "input", first)
-        source = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *first.shape])
-    else:
-        coded[graph.input] = "input"
-        source = helper.make_tensor_value_info("input", TensorProto.INT8, ["N", *first.shape])
+    if form not in emit.FORMS:
+        raise ConfigError(f"form {form!r} is unknown.", remedy=f"Use {' or '.join(emit.FORMS)}.")
+    if form == "qop":
+        return to_qop_model(graph, io=io)
+    b, coded = emit.start(graph, io)
     for layer in graph.layers:
-        reals = [
-            _dequantize(b, coded[t], owner[t], layer.name, graph.activations[t], i) for i, t in enumerate(layer.inputs)
-        ]
-        out = graph.activations[layer.output]
-        real = _operator(b, layer, reals, graph)
-        real = _clamp(b, layer, real, out)
-        coded[layer.output] = _quantize(b, layer.name, real, out)
-    last = graph.activations[graph.output]
+        reals = [b.dequantize(t, coded[t], layer.name, i) for i, t in enumerate(layer.inputs)]
+        real = _clamp(b, layer, _operator(b, layer, reals, graph), graph.activations[layer.output])
+        coded[layer.output] = b.quantize(layer.output, real)
     if io == "float":
-        _dequantize(b, coded[graph.output], owner[graph.output], LOGITS, last, 0, out=LOGITS)
-        sink = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", *last.shape])
-    else:
-        renamed = b.nodes[-1]
-        renamed.output[0] = LOGITS
-        sink = helper.make_tensor_value_info(LOGITS, TensorProto.INT8, ["N", *last.shape])
-    values = b.values[:-1]
-    proto = helper.make_graph(b.nodes, "qunlearn", [source], [sink], list(b.initializers.values()), value_info=values)
-    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)])
-    model.ir_version = IR_VERSION
-    model.producer_name, model.producer_version, model.model_version = "qunlearn", str(g.FORMAT_VERSION), 1
-    for key, value in sorted(_metadata(graph).items()):
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
-    return model
+        b.dequantize(graph.output, coded[graph.output], LOGITS, out=LOGITS)
+    return b.model(form="qdq", io=io, domains=[("", emit.OPSET)])
 
 
-def serialize(graph: g.Graph, *, io: str = "float") -> bytes:
+def serialize(graph: g.Graph, *, io: str = "float", form: str = "qdq") -> bytes:
     """The file's bytes; deterministic."""
-    return bytes(to_model(graph, io=io).SerializeToString(deterministic=True))
+    return bytes(to_model(graph, io=io, form=form).SerializeToString(deterministic=True))
 
 
-def _metadata(graph: g.Graph) -> dict[str, str]:
-    meta = graph.meta
-    out = {
-        "qunlearn.format": FORMAT,
-        "qunlearn.codes_digest": graph.codes_digest(),
-        "qunlearn.weight_bits": str(meta.get("weight_bits", 8)),
-        "qunlearn.weight_range": str(meta.get("weight_range", "8bit")),
-        "qunlearn.activation": "int8",
-        "qunlearn.rounding": "half-even-f32",
-        "qunlearn.task": str(meta.get("task", "classification")),
-        "qunlearn.preprocess": canonical_json(meta.get("preprocess", {})),
-    }
-    if meta.get("labels"):
-        out["qunlearn.labels"] = canonical_json(list(meta["labels"]))
-    return out
-
-
-def _grid(b: _Builder, owner: str, a: g.Activation) -> tuple[str, str]:
-    return (
-        b.constant(f"{owner}.out_scale", np.asarray(a.scale, dtype=np.float32)),
-        b.constant(f"{owner}.out_zp", np.asarray(a.zero_point, dtype=np.int8)),
-    )
-
-
-def _quantize(b: _Builder, owner: str, real: str, a: g.Activation) -> str:
-    scale, zero = _grid(b, owner, a)
-    return b.node("QuantizeLinear", f"{owner}/q", [real, scale, zero], f"{owner}.q", TensorProto.INT8, ["N", *a.shape])
-
-
-def _dequantize(
-    b: _Builder, coded: str, owner: str, consumer: str, a: g.Activation, position: int, *, out: str | None = None
-) -> str:
-    scale, zero = _grid(b, owner, a)
-    tail = f"{consumer}.{position}" if position else consumer
-    name = out or b.real()
-    return b.node(
-        "DequantizeLinear", f"{owner}/dq.{tail}", [coded, scale, zero], name, TensorProto.FLOAT, ["N", *a.shape]
-    )
-
-
-def _weights(b: _Builder, layer: g.Weighted, graph: g.Graph, axis: int) -> tuple[str, str | None]:
+def _weights(b: Builder, layer: g.Weighted, graph: g.Graph, axis: int) -> tuple[str, str | None]:
     n, scale = layer.name, np.ascontiguousarray(layer.weight_scale, dtype=np.float32)
-    codes = b.constant(f"{n}.weight", np.ascontiguousarray(layer.weight, dtype=np.int8))
-    inputs = [
-        codes,
-        b.constant(f"{n}.weight_scale", scale),
-        b.constant(f"{n}.weight_zp", np.zeros(len(scale), dtype=np.int8)),
-    ]
+    inputs = list(b.codes(layer))
     w = b.node("DequantizeLinear", f"{n}/dq.weight", inputs, b.real(), TensorProto.FLOAT, layer.weight.shape, axis=axis)
     if layer.bias is None:
         return w, None
@@ -180,7 +74,7 @@ def _weights(b: _Builder, layer: g.Weighted, graph: g.Graph, axis: int) -> tuple
     return w, bias
 
 
-def _operator(b: _Builder, layer: g.AnyLayer, reals: list[str], graph: g.Graph) -> str:
+def _operator(b: Builder, layer: g.AnyLayer, reals: list[str], graph: g.Graph) -> str:
     n = layer.name
     shape = ["N", *graph.activations[layer.output].shape]
 
@@ -234,7 +128,7 @@ def _operator(b: _Builder, layer: g.AnyLayer, reals: list[str], graph: g.Graph) 
             return emit("Reshape", [*reals, target])
 
 
-def _clamp(b: _Builder, layer: g.AnyLayer, real: str, a: g.Activation) -> str:
+def _clamp(b: Builder, layer: g.AnyLayer, real: str, a: g.Activation) -> str:
     n, shape = layer.name, ["N", *a.shape]
     if layer.clip is not None:
         low = b.constant(f"{n}.clip_min", np.asarray(0, dtype=np.float32))
@@ -258,7 +152,7 @@ class ExportReport:
     warnings: tuple[str, ...]
 
 
-def _repaired(graph: g.Graph) -> g.Graph:
+def repaired(graph: g.Graph) -> g.Graph:
     """Check D4's repair, held to its promise: no logit of 16 seeded inputs moves by more than 1 LSB."""
     out = repair(graph)
     a = graph.activations[graph.input]
@@ -288,19 +182,16 @@ def export(
 ) -> ExportReport:
     """Check ``graph`` (D1 to D8, ties, static check of the result) and write it whole or not at all.
 
-    ``before`` is what D8 compares with. VerificationError lists every violated rule; NotYetError for a form that is
-    not offered.
+    ``before`` is what D8 compares with. VerificationError lists every violated rule.
     """
-    if form != "qdq":
-        raise NotYetError(f"form {form!r} is not offered.", remedy="Use qdq.")
     if repair_dead:
-        graph = _repaired(graph)
+        graph = repaired(graph)
     findings = degenerate(graph, before)
     bad = [f for f in findings if f.level == "error"]
     if bad:
         raise VerificationError(
             "degenerate scales: " + "; ".join(f"{f.code} {f.where}: {f.message}" for f in bad[:8]) + ".",
-            remedy="Train or unlearn more gently, or repair dead channels.",
+            remedy="Train or unlearn more gently, or repair dead channels (`export --repair-dead`).",
         )
     found = ties(graph)
     tied = [t for t in found if t.share > tie_limit]
@@ -311,13 +202,16 @@ def export(
             + ".",
             remedy="Move the output scale off a simple fraction (quant.train does so once, when scales are fixed).",
         )
-    data = serialize(graph, io=io)
+    data = serialize(graph, io=io, form=form)
     check_or_raise(data, tie_limit=tie_limit)
     target = write_atomic(path, data)
     codes = sum(layer.weight.size for layer in graph.weighted())
     warnings = []
-    if len(data) > 1.3 * codes + 16_384:
-        warnings.append(f"W-SIZE: {len(data)} bytes for {codes} weight codes")
+    expected = SIZE_FACTOR * codes + SIZE_FIXED
+    if len(data) > expected:
+        warnings.append(f"W-SIZE: {len(data)} bytes for {codes} weight codes, more than the expected {expected:.0f}")
+    if io == "int8" and form == "qdq":
+        warnings.append(IO_WARNING)
     return ExportReport(
         path=target,
         file_digest=hashlib.sha256(data).hexdigest(),

@@ -18,6 +18,9 @@ ALIGN = 256
 """Floats in a block (1 KiB): segments start at multiples of it, so a block of the first reduction stage holds one
 tensor only, and every segment is aligned to 64 bytes and more."""
 
+ROW = 4 * ALIGN
+"""The length of a row is a multiple of this: sums over whole rows take blocks that long."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
@@ -83,8 +86,8 @@ class GradientArena:
         devices = {p.device for p in self.params}
         if len(devices) > 1:
             raise ConfigError("the parameters are on several devices.", remedy="Make one arena per device.")
-        self.size = offset
-        self.blocks = offset // ALIGN
+        self.size = -(-offset // ROW) * ROW
+        self.blocks = self.size // ALIGN
         self.device = self.params[0].device
         self.roles = tuple(roles)
         buffer = torch.zeros(len(roles), self.size, device=self.device)
@@ -94,9 +97,9 @@ class GradientArena:
         self.plans: dict[str, object] = {}
         """Tables that a device backend made for this arena, by scope."""
         self.group_names = list(dict.fromkeys(s.group for s in self.segments))
-        blocks = [-(-s.numel // ALIGN) for s in self.segments]
-        count = torch.tensor(blocks, device=self.device)
-        index = torch.arange(len(blocks), device=self.device)
+        starts = torch.tensor([*(s.offset for s in self.segments), self.size], device=self.device)
+        count = starts.diff() // ALIGN
+        index = torch.arange(len(count), device=self.device)
         self.block_segment = torch.repeat_interleave(index, count)
         self.block_count = count
         position = {g: i for i, g in enumerate(self.group_names)}

@@ -6,6 +6,8 @@ takes the two calls one after the other. Should rounding ask for a further pass,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -29,16 +31,26 @@ def project_and_step(
     metric: Tensor | None = None,
     eps: float = 1e-12,
     backend: str = "auto",
+    process_group: Any = None,
 ) -> ProjectionStats:
     """:func:`qunlearn_kernels.projection.project`, then :func:`qunlearn_kernels.projection.step`, in place.
 
-    Arguments, statistics and errors are theirs. Gradients that are not finite move neither ``forget`` nor parameters.
-    Frozen parameters stay; those that are not contiguous float32 get a step of their own.
+    Arguments, statistics and errors are theirs; with ``process_group`` every process moves its own shard. Gradients
+    that are not finite move neither ``forget`` nor parameters. Frozen parameters stay; those that are not contiguous
+    float32 get a step of their own.
     """
     chosen = choose_backend(backend, arena.device)
     if chosen == "torch" or scope == "none":
         stats = projection.project(
-            arena, forget=forget, retain=retain, scope=scope, when=when, metric=metric, eps=eps, backend=backend
+            arena,
+            forget=forget,
+            retain=retain,
+            scope=scope,
+            when=when,
+            metric=metric,
+            eps=eps,
+            backend=backend,
+            process_group=process_group,
         )
         projection.step(arena, lr=lr, lam=lam, forget=forget, retain=retain)
         return stats
@@ -48,7 +60,16 @@ def project_and_step(
     where, aligned = _addresses(arena, scope, inside)
     moves = two_launch.Step(where=where, aligned=aligned, lr=lr, lam=lam)
     totals = two_launch.project(
-        run, arena, f, r, scope, conflict=when == "conflict", metric=weight, eps=eps, step=moves
+        run,
+        arena,
+        f,
+        r,
+        scope,
+        conflict=when == "conflict",
+        metric=weight,
+        eps=eps,
+        process_group=process_group,
+        step=moves,
     )
     stats = projection.statistics(arena, f, r, weight, totals)
     with torch.no_grad():

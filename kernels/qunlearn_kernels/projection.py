@@ -96,7 +96,7 @@ def project(
             run, arena, f, r, scope, conflict=conflicts, metric=weight, eps=eps, process_group=process_group
         )
         return statistics(arena, f, r, weight, totals)
-    if torch_backend.units(arena, scope) == 1:
+    if torch_backend.unit_count(arena, scope) == 1:
         return _one_unit(arena, f, r, weight, scope == "none", when == "conflict", eps, process_group)
     first = _sums(arena, f, r, scope, weight, process_group)
     if not bool(first.isfinite().all()):
@@ -112,12 +112,13 @@ def project(
     if bool(mask.any()):
         damped = first[:, norm] + torch.where(first[:, norm] > eps, 0.0, eps)
         factor = torch.where(mask, first[:, along] / damped, 0.0).float().double()
-        torch_backend.subtract(arena, f, r, factor, scope)
         current = first.clone()
         current[:, FR], current[:, FF] = _foresee(first[:, FR], first[:, RR], first[:, FF], factor)
         steep = mask if weight is not None else mask & ~_shallow(current[:, FR], first[:, RR], current[:, FF], factor)
         if bool(steep.any()):
-            _polish(arena, f, r, scope, weight, first, current, steep, eps, process_group)
+            _polish(arena, f, r, scope, weight, first, current, factor, steep, eps, process_group)
+        else:
+            torch_backend.subtract(arena, f, r, factor, scope)
     return _unit_stats(first, current)
 
 
@@ -129,25 +130,28 @@ def _polish(
     weight: Tensor | None,
     first: Tensor,
     current: Tensor,
+    factor: Tensor,
     steep: Tensor,
     eps: float,
     process_group: Any,
 ) -> None:
-    """Measure the ``steep`` units, project them again until they are orthogonal, and correct ``current``.
+    """Apply ``factor``, measure the ``steep`` units, project these until they are orthogonal, correct ``current``.
 
-    Works on a copy of these units' blocks: often a few short tensors of a large network.
+    Where they are less than half of the row, later passes work on a copy of their blocks: often a few short tensors.
     """
     along, norm = (FR, RR) if weight is None else (RPF, RPR)
     table = arena.units(scope)
     blocks = steep[table.of].nonzero()[:, 0]
     x, y, w = f, r, weight
-    if len(blocks) < arena.blocks:
-        table = table.only(steep, blocks)
+    change: Tensor | None = factor
+    if 2 * len(blocks) < arena.blocks:
+        torch_backend.subtract(arena, f, r, factor, scope)
+        table, change = table.only(steep, blocks), None
         x, y = (v.view(-1, ALIGN)[blocks].flatten() for v in (f, r))
         w = None if weight is None else weight.view(-1, ALIGN)[blocks].flatten()
     sharp = steep & (first[:, norm] > eps)
     for attempt in range(PASSES):
-        now = _shared(torch_backend.unit_sums(table, x, y, metric=w), process_group)
+        now = _shared(torch_backend.unit_sums(table, x, y, metric=w, factor=change), process_group)
         nothing = sharp & (now[:, FF] <= DROP**2 * first[:, FF]) & (now[:, FF] > 0)
         if bool(nothing.any()):
             torch_backend.unit_scale(table, x, (~nothing).double())
@@ -156,7 +160,7 @@ def _polish(
         todo = sharp & (now[:, along].abs() > TOLERANCE * (now[:, FF] * first[:, norm]).sqrt())
         if attempt == PASSES - 1 or not bool(todo.any()):
             break
-        torch_backend.unit_subtract(table, x, y, torch.where(todo, now[:, along] / first[:, norm], 0.0))
+        change = torch.where(todo, now[:, along] / first[:, norm], 0.0)
     current[steep] = now[steep]
     if x is not f:
         f.view(-1, ALIGN)[blocks] = x.view(-1, ALIGN)
@@ -214,9 +218,9 @@ def _foresee(fr: Number, rr: Number, ff: Number, factor: Number) -> tuple[Number
 def _shallow(fr: Number, rr: Number, ff: Number, factor: Number) -> Any:
     """Whether the part removed, factor r, is at most half as long as what stays, and the foreseen sums are orthogonal.
 
-    Then they need no measurement. The sums of blocks err by less than 5e-7 of |f||r| and |r|^2, even where all entries
-    are equal and roundings add up; of that at most half becomes part of the cosine, and rounding the update to float32
-    adds 2^-24 (1 + 1/2).
+    Then they need no measurement. The sums of blocks err by less than 1e-6 of |f||r| and |r|^2, even where all entries
+    are equal and roundings add up (a BLAS that adds 16 products at a time; 3e-7 with 64); of that at most half becomes
+    part of the cosine, and rounding the update to float32 adds 2^-24 (1 + 1/2).
     """
     return (factor * factor * rr <= SHALLOW * ff) & (fr * fr <= TOLERANCE**2 * ff * rr)
 
@@ -245,20 +249,19 @@ class Basis:
 
     def rows(self) -> list[Tensor]:
         """Orthonormal rows of the span, built from the newest to the oldest."""
+        arena, scope = self.arena, self.scope
         out: list[Tensor] = []
         for raw in reversed(self.raw):
             q = raw.clone()
-            size = torch_backend.block_dot(self.arena, raw, raw, self.scope)
-            for _ in range(2):
-                for other in out:
-                    torch_backend.subtract(
-                        self.arena, q, other, torch_backend.block_dot(self.arena, q, other, self.scope), self.scope
-                    )
-            left = torch_backend.block_dot(self.arena, q, q, self.scope)
+            found = torch_backend.products(arena, q, [*out, raw], scope)
+            size = left = found[:, -1]
+            if out:
+                found = torch_backend.products(arena, q, out, scope, minus=out, factors=found[:, :-1])
+                left = torch_backend.products(arena, q, [q], scope, minus=out, factors=found)[:, 0]
             keep = left > DROP**2 * size
             if bool(keep.any()):
                 scale = torch.where(keep, left.clamp_min(1e-300).rsqrt(), torch.zeros_like(left))
-                torch_backend.scale(self.arena, q, scale, self.scope)
+                torch_backend.scale(arena, q, scale, scope)
                 out.append(q)
         return out
 
@@ -280,9 +283,11 @@ def project_k(
     rows = basis.rows()
     if chosen != "torch" and rows:
         two_launch.project_k(launcher(chosen, arena.device), arena, f, torch.stack(rows), basis.scope)
-    for _ in range(2 if chosen == "torch" else 0):
-        for q in rows:
-            torch_backend.subtract(arena, f, q, torch_backend.block_dot(arena, f, q, basis.scope), basis.scope)
+    if chosen == "torch" and rows:
+        found = torch_backend.products(arena, f, rows, basis.scope)
+        left = torch_backend.products(arena, f, [*rows, f], basis.scope, minus=rows, factors=found)
+        if bool((left[:, :-1].square().sum(dim=1) > TOLERANCE**2 * left[:, -1]).any()):
+            torch_backend.products(arena, f, [f], basis.scope, minus=rows, factors=left[:, :-1])
     after = _sums(arena, f, r, basis.scope, None, None)
     return _unit_stats(first, after)
 

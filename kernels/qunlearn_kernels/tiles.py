@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qunlearn_kernels.arena import ALIGN, GradientArena
-from qunlearn_kernels.torch_backend import units
+from qunlearn_kernels.torch_backend import unit_count
 
 CHUNK = 1024
 """Floats that one thread block works on at a time."""
@@ -70,7 +70,7 @@ def _make(arena: GradientArena, scope: str) -> TilePlan:
         rows += [(begin + b, min(step, count - b), unit, i) for b in range(0, count, step)]
     rows.sort(key=lambda row: (row[2], row[0]))
     host = np.array(rows, dtype=np.int32).reshape(-1, 4).T.copy()
-    total = units(arena, scope)
+    total = unit_count(arena, scope)
     first = np.searchsorted(host[2], np.arange(total + 1)).astype(np.int32)
     return TilePlan(
         table=torch.from_numpy(host.copy()).to(arena.device),

@@ -7,7 +7,7 @@ from qunlearn.audit.base import Audit, AuditContext
 from qunlearn.audit.cka import Cka
 from qunlearn.audit.glossary import GLOSSARY, Entry
 from qunlearn.audit.mia import Mia
-from qunlearn.audit.predictor import OnnxPredictor, OraclePredictor, Predictor, TorchPredictor
+from qunlearn.audit.predictor import FirmwarePredictor, OnnxPredictor, OraclePredictor, Predictor, TorchPredictor
 from qunlearn.audit.quant_recovery import QuantRecovery
 from qunlearn.audit.recovery import Recovery
 from qunlearn.audit.registry import AUDITS, register
@@ -36,6 +36,7 @@ __all__ = [
     "AuditResult",
     "AuditRun",
     "Entry",
+    "FirmwarePredictor",
     "Judgement",
     "Measurement",
     "OnnxPredictor",

@@ -23,6 +23,8 @@ REASONS: Mapping[str, str] = {
     "I-SAME-BYTES": "The file or tensor digest before and after is the same.",
     "I-SAME-CODES": "The integer codes before and after are the same: the shipped model did not change.",
     "I-SAME-LOGITS": "The logits before and after are equal bit for bit.",
+    "I-LOST-TO-ROUNDING": "Most of the update was lost when weights were rounded to integer codes.",
+    "I-NOTHING-CHANGED": "No integer code changed.",
     "I-MIA-DEGENERATE": "The attack cannot tell members from non-members at all; its share is an accident.",
     "I-SMI-NO-SIGNAL": "Members and non-members cannot be told apart on these features: nothing can be estimated.",
     "I-SMI-FEW": "Too few samples remain in a set after matching classes.",
@@ -30,7 +32,8 @@ REASONS: Mapping[str, str] = {
     "I-SMI-WIDE": "The interval of the forgetting rate is wider than one half.",
     "I-SMI-SELF-CHECK": "A set of known forgetting rate was not estimated rightly on these features.",
     "I-SMI-OFF-MIXTURE": "The forget set looks like neither members nor non-members nor a mixture of both.",
-    "I-SMI-COV": "The covariance form decides nothing.",
+    "I-SMI-COV": "The covariance form decides nothing and has no interval, only a reference range.",
+    "I-SMI-EXPLORATORY": "Members were read from the model before unlearning: this explores, it decides nothing.",
     "I-CKA-FEW": "The forget set has fewer than 50 samples: the similarity of features is not estimated well enough.",
     "I-CKA-UNDEFINED": "The deciding layer's features are constant: their similarity is undefined.",
     "I-RECOVERY-FEW": "Fewer than 20 samples of the forgotten kind are left to judge the probe on.",
@@ -48,6 +51,7 @@ WARNINGS: Mapping[str, str] = {
     "W-ARTEFACT-DISAGREES": "The trained model and a shipping artefact got different verdicts.",
     "W-TORCH-NOT-RUN": "The trained model was not audited beside the file.",
     "W-NO-PARITY": "No parity report was given for this artefact.",
+    "W-SMI-LOGITS": "The artefact shows no features; its logits were read instead.",
     "W-MIA-DEGENERATE": "The attack cannot tell members from non-members at all.",
 }
 

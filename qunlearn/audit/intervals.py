@@ -144,19 +144,6 @@ def auc(a: NDArray[Any], b: NDArray[Any], *, level: float = LEVEL) -> Estimate:
     )
 
 
-def unpaired_difference(a: Estimate, b: Estimate) -> Estimate:
-    """a - b of two independent estimates; half-widths added in quadrature (the MOVER rule)."""
-    value = a.value - b.value
-    return Estimate(
-        value=value,
-        lo=value - math.hypot(a.value - a.lo, b.hi - b.value),
-        hi=value + math.hypot(a.hi - a.value, b.value - b.lo),
-        level=a.level,
-        method="mover",
-        n=min(a.n, b.n),
-    )
-
-
 def row(**estimates: Estimate | None) -> dict[str, Any]:
     """One table row: column name to plain data; a missing estimate is ``None``."""
     return {name: None if e is None else e.to_json() for name, e in estimates.items()}

@@ -18,8 +18,12 @@ COMMANDS = {
     "unlearn": "Make a trained run forget the samples of a deletion request.",
     "export": "Write a run as an int8 ONNX file, with a parity check.",
     "inspect": "Say what an ONNX file is: dtypes, integer coverage, static checks.",
+    "firmware": "Write an int8 ONNX file as C99 for a microcontroller, with self-test and report.",
     "audit": "Judge a run or an int8 ONNX file: forgotten, useful, and really changed?",
     "bench": "Compare methods over networks, requests and seeds, with equal tuning budgets.",
+    "bundle": "Make signed updates for devices; make keys; check a device's receipt.",
+    "verify": "Check a signed update: signatures, digests, recomputation, audits.",
+    "device": "On a Linux device: install signed updates, run the model, check that no old one can come back.",
     "methods": "List the unlearning methods, or one with its hyper-parameters.",
     "audits": "List the audits, or one with its settings.",
 }

@@ -12,14 +12,16 @@ from qunlearn import quant
 from qunlearn.data.dataset import Dataset, Preprocess
 from qunlearn.errors import ConfigError, VerificationError
 from qunlearn_export import writer
+from qunlearn_export.graph import Graph
 from qunlearn_export.parity import ParityReport, parity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written, and the parity report unless it was not asked for."""
+    """What was written, of which graph, and the parity report unless it was not asked for."""
 
     report: writer.ExportReport
+    graph: Graph
     parity: ParityReport | None
 
 
@@ -36,18 +38,26 @@ def export_model(
     path: Path,
     *,
     inputs: NDArray[np.float32] | None,
+    form: str = "qdq",
     io: str = "float",
+    repair_dead: bool = False,
     labels: tuple[str, ...] = (),
     keep_failed: bool = False,
 ) -> Exported:
-    """Lower, check, write and compare. When parity fails the file is removed, or kept as ``*.rejected.onnx``."""
+    """Lower, check, write and compare. When parity fails the file is removed, or kept as ``*.rejected.onnx``.
+
+    ``repair_dead`` gives dead channels zero codes and the median live scale (check D4); the file is then compared as
+    repaired, and its codes digest is not that of the run.
+    """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder.", remedy="Give a file name such as model.onnx.")
     meta = {"task": config.task, "preprocess": config.preprocess, "labels": list(labels)}
-    graph = quant.lower(model, meta=meta)
+    graph = quant.lower(model, meta=meta, repair_dead=repair_dead)
+    if repair_dead:
+        graph = writer.repaired(graph)
     staged = path.with_name(f".{path.stem}.staged.onnx")
     try:
-        report = writer.export(graph, staged, io=io)
+        report = writer.export(graph, staged, form=form, io=io)
         found = None
         if inputs is not None:
             found = parity(graph, staged, inputs, torch_column=quant.TorchColumn(model))
@@ -61,7 +71,7 @@ def export_model(
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
-    return Exported(report=writer.ExportReport(**{**report.__dict__, "path": path}), parity=found)
+    return Exported(report=writer.ExportReport(**{**report.__dict__, "path": path}), parity=found, graph=graph)
 
 
 def open_run(folder: Path) -> tuple[quant.QuantModel, quant.RunConfig]:

@@ -61,9 +61,9 @@ def parse_audits(text: str | None) -> list[Audit]:
     return [AUDITS[n]() for n in names]
 
 
-def from_run(model: quant.QuantModel, config: quant.RunConfig, file: Path) -> Subject:
+def from_run(model: quant.QuantModel, config: quant.RunConfig, file: Path, *, form: str = "qdq") -> Subject:
     """Export a network next to the others; its parity is checked by :func:`assess`."""
-    artefact.export_model(model, config, file, inputs=None)
+    artefact.export_model(model, config, file, inputs=None, form=form)
     return Subject(file=file, model=model, graph=reader.read(file))
 
 
@@ -122,14 +122,16 @@ def assess(
 
 
 def _predictor(subject: Subject, kind: str) -> predictor.Predictor:
-    if kind == "torch-fq":
+    if kind.startswith("torch"):
         if subject.model is None:
             raise ConfigError(
                 "an ONNX file has no fake-quantized network.", remedy="Give the run in place of the file, or --on onnx."
             )
-        return predictor.TorchPredictor(subject.model)
+        return predictor.TorchPredictor(subject.model, kind=kind)
     if kind == "oracle":
         return predictor.OraclePredictor(subject.file)
+    if kind.startswith("c-"):
+        return predictor.FirmwarePredictor(subject.file, kind=kind)
     return predictor.OnnxPredictor(subject.file, level=kind.removeprefix("onnx-"))
 
 

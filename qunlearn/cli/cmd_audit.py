@@ -22,7 +22,7 @@ qunlearn audit runs/oeu --before runs/base --reference runs/without --forget gro
 @click.option("--reference", type=click.Path(), help="Run trained without the data; without it, none is declared.")
 @click.option("--forget", required=True, help="The deletion request.")
 @click.option("--audit", "audits", help="Comma-separated names from `qunlearn audits`; default all.")
-@click.option("--on", "kinds", default="onnx", show_default=True, help="torch, onnx, or kinds, comma-separated.")
+@click.option("--on", "kinds", default="onnx", show_default=True, help="torch, onnx, c, or kinds, comma-separated.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder for files, results and report.")
 def command(
@@ -43,6 +43,7 @@ def command(
     from qunlearn.cli import workspace as ws
     from qunlearn.data.request import Request
     from qunlearn.data.splits import make_splits
+    from qunlearn_export.check import form_of, load_model
 
     chosen = kinds_of([k.strip() for k in kinds.split(",")])
     named = assess.parse_audits(audits)
@@ -59,10 +60,11 @@ def command(
     if opened is not None:
         ready = assess.from_run(*opened, folder / "after.onnx")
     assert ready is not None
+    form = form_of(load_model(ready.file))  # all in one form: files of different forms run under different settings
     found = assess.assess(
-        assess.from_run(base, config, folder / "before.onnx"),
+        assess.from_run(base, config, folder / "before.onnx", form=form),
         ready,
-        assess.from_run(*retrained, folder / "reference.onnx") if retrained is not None else None,
+        assess.from_run(*retrained, folder / "reference.onnx", form=form) if retrained is not None else None,
         splits=splits,
         task_name=config.task,
         seed=seed,

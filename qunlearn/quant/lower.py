@@ -66,7 +66,7 @@ def lower(model: QuantModel, *, meta: Mapping[str, Any] | None = None, repair_de
         raise VerificationError(
             f"D1: bias codes leave int32 (dead channels): {', '.join(overflow[:8])}"
             f"{f' and {len(overflow) - 8} more' if len(overflow) > 8 else ''}.",
-            remedy="Train longer, use a gentler method, or repair dead channels.",
+            remedy="Train longer, use a gentler method, or repair dead channels (`export --repair-dead`).",
         )
     weighted = [s for s in model.steps if s.kind in WEIGHTED]
     facts = {

@@ -186,6 +186,13 @@ def world() -> World:
 
 
 @pytest.fixture(scope="session")
+def roomy() -> World:
+    """The same with six times the held-out samples, for audits that compare distributions."""
+    dataset = make_dataset(per_rest=96)
+    return World(dataset, make_splits(dataset, Request.parse("group=s0"), seed=0))
+
+
+@pytest.fixture(scope="session")
 def lab() -> SimpleNamespace:
     """The fakes by name, for tests that build their own world."""
     return SimpleNamespace(

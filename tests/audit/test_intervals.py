@@ -70,13 +70,6 @@ def test_widening_adds_in_quadrature_and_respects_the_bounds() -> None:
     assert wide.method == "x + more"
 
 
-def test_mover_of_equal_intervals_is_symmetric() -> None:
-    a = intervals.Estimate(value=0.6, lo=0.57, hi=0.63, level=0.9, method="x", n=9)
-    d = intervals.unpaired_difference(a, a)
-    assert d.value == 0
-    assert -d.lo == pytest.approx(d.hi) == pytest.approx(np.hypot(0.03, 0.03))
-
-
 def test_empty_and_unpaired_inputs_are_refused() -> None:
     with pytest.raises(DataError):
         intervals.share(np.array([], bool))

@@ -12,7 +12,7 @@ import pytest
 
 from qunlearn.audit import AUDITS, Artefact, audit_run, same_results
 from qunlearn.audit.run import kinds_of
-from qunlearn.errors import ConfigError, NotYetError, VerificationError
+from qunlearn.errors import ConfigError, VerificationError
 from qunlearn_export.files import canonical_json
 
 
@@ -53,7 +53,7 @@ def test_pass_over_what_ships(run: Any, world: Any) -> None:
     out = run(artefacts(world, world.near(world.retrained, 3)))
     assert (out.verdict, out.exit_code, out.reasons) == ("pass", 0, ())
     assert out.shipping == ("onnx-all",)
-    assert out.not_offered == ("c-host", "c-target")
+    assert out.not_offered == ()
     assert [r.audit for r in out.results["onnx-all"]] == ["accuracy", "mia"]
     assert out.headline.metric == "forget_accuracy"
     assert out.results["torch-fq"][0].tables["parity"] is None
@@ -91,10 +91,9 @@ def test_a_file_alone_is_audited_with_a_warning(run: Any, world: Any) -> None:
 
 def test_nothing_falls_back_in_silence(run: Any, world: Any) -> None:
     found = artefacts(world, world.near(world.retrained, 3))
-    with pytest.raises(NotYetError, match="c-host"):
+    with pytest.raises(ConfigError, match="'c-host' was not given"):
         run(found, shipping=("onnx-all", "c-host"))
-    with pytest.raises(NotYetError, match="c-host"):
-        kinds_of(["torch", "c"])
+    assert kinds_of(["torch", "c"]) == ("torch-fq", "c-host")
     assert kinds_of(["torch", "onnx", "onnx-all"]) == ("torch-fq", "onnx-all")
     with pytest.raises(ConfigError, match="unknown artefact kind 'tflite'"):
         kinds_of(["tflite"])
@@ -135,7 +134,7 @@ def test_files_and_table(run: Any, world: Any, tmp_path: Path) -> None:
     assert json.loads(json_file.read_text()) == json.loads(canonical_json(out.to_json()))
     text = text_file.read_text()
     assert "verdict: PASS" in text
-    assert "not offered yet: c-host, c-target" in text
+    assert "not offered" not in text
     assert "torch-fq (for comparison)" in text
     share = f"{100 * float(np.float64(out.headline.value)):.1f}"
     assert f"{share} [" in text

@@ -178,7 +178,7 @@ CASES: list[Case] = [
     ("checkpoint of another network", 2, "does not fit", on_broken(other_bits)),
     ("export into no folder", 2, "cannot write", lambda h, t: ["export", h / "base", "-o", t / "no" / "m.onnx"]),
     ("export onto a folder", 2, "folder", lambda h, t: ["export", h / "base", "-o", t]),
-    ("QOperator form", 5, "not offered", lambda h, t: ["export", h / "base", "-o", t / "m.onnx", "--form", "qop"]),
+    ("unknown form", 2, "--form", lambda h, t: ["export", h / "base", "-o", t / "m.onnx", "--form", "qoperator"]),
     ("inspect garbage", 2, "not", garbage_onnx),
     ("audit a float file", 3, "static check", float_onnx),
     ("audit a changed file", 3, "digest", mutated_onnx),

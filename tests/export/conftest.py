@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import bundle_cases
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -229,3 +230,10 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return go
+
+
+@pytest.fixture(scope="session")
+def world(nets: Nets) -> bundle_cases.World:
+    """Two small networks, their results and forget samples: enough for a bundle."""
+    base = nets.tiny(seed=3)
+    return bundle_cases.make(base, bundle_cases.unlearned(base))

@@ -97,9 +97,9 @@ def test_ties_lists_every_enumerated_node(nets: Any) -> None:
 def test_ragged_windows_count_every_size(nets: Any) -> None:
     window = {"kernel": (3, 2), "strides": (2, 2), "pads": (1, 0, 1, 1)}
     layer = g.AveragePool(name="avg", inputs=("input",), output="avg.out", **window)
-    assert ties._counts(layer, (1, 5, 5)) == [2, 3, 4, 6]
+    assert ties.window_counts(layer, (1, 5, 5)) == [2, 3, 4, 6]
     whole = g.AveragePool(name="avg", inputs=("input",), output="avg.out", count_include_pad=True, **window)
-    assert ties._counts(whole, (1, 5, 5)) == [6]
+    assert ties.window_counts(whole, (1, 5, 5)) == [6]
 
 
 def test_sessions_agree_on_add_and_pools_after_detie(nets: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from qunlearn_export import graph as g
 from qunlearn_export import reader, writer
-from qunlearn_export.errors import ConfigError, NotYetError, UnsupportedError, VerificationError
+from qunlearn_export.errors import ConfigError, UnsupportedError, VerificationError
 
 # changes only when the format, the fixture or the protobuf major version changes
 GOLDEN = {
@@ -200,8 +200,8 @@ def test_export_reports(nets: Any, tmp_path: Path) -> None:
 
 def test_export_refuses_and_writes_nothing(nets: Any, tmp_path: Path) -> None:
     graph, path = nets.tiny(), tmp_path / "m.onnx"
-    with pytest.raises(NotYetError, match="qop"):
-        writer.export(graph, path, form="qop")
+    with pytest.raises(ConfigError, match="form 'qoperator' is unknown"):
+        writer.export(graph, path, form="qoperator")
     broken = nets.with_layer(graph, "fc", bias=np.full(5, 2**31 - 1, np.int32))
     with pytest.raises(VerificationError, match="D1 fc"):
         writer.export(broken, path)

@@ -94,7 +94,7 @@ WORKER = """
 import json, sys, torch
 from pathlib import Path
 from torch import nn
-from qunlearn_kernels import two_launch
+from qunlearn_kernels import fused
 from qunlearn_kernels.arena import GradientArena
 from qunlearn_kernels.cuda_backend import CudaLauncher, load_library
 rank, store, library = int(sys.argv[1]), sys.argv[2], load_library(Path(sys.argv[3]))
@@ -105,14 +105,15 @@ for role, seed in (("forget", 0), ("retain", 1)):
     for mine, n in zip(arena.views(role), (128, 200)):
         mine.copy_(torch.randn(n, generator=generator).chunk(2)[rank])
 run = CudaLauncher(torch.device("cpu"), library=library)
-two_launch.project(run, arena, arena.row("forget"), arena.row("retain"), "layer",
-                   process_group=torch.distributed.group.WORLD)
-Path(f"{store}.{rank}").write_text(json.dumps([v.tolist() for v in arena.views("forget")]))
+fused.choose_backend, fused.launcher = lambda name, device: "cuda", lambda name, device: run
+fused.project_and_step(arena, lr=0.1, lam=2.0, scope="layer", process_group=torch.distributed.group.WORLD)
+found = [*arena.views("forget"), *arena.params]
+Path(f"{store}.{rank}").write_text(json.dumps([v.tolist() for v in found]))
 torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_equal_one(library: Path, tmp_path: Path) -> None:
+def test_a_fused_step_of_two_processes_equals_one(library: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = [
@@ -132,3 +133,5 @@ def test_two_processes_equal_one(library: Path, tmp_path: Path) -> None:
     for i, (f, r) in enumerate(zip(*rows, strict=True)):
         want = f - torch.dot(f, r) / torch.dot(r, r) * r
         cases.close(torch.tensor([*halves[0][i], *halves[1][i]]), want, f)
+        moved = torch.tensor([*halves[0][2 + i], *halves[1][2 + i]])
+        cases.close(moved, -0.1 * (r + 2.0 * want), r)

@@ -246,6 +246,52 @@ def test_only_the_steep_units_are_measured_again(arena: GradientArena, monkeypat
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("mix", [0.3, 3.0])
+def test_rows_are_read_once_or_in_pieces_with_the_same_bits(
+    arena: GradientArena, scope: str, mix: float, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole rows in one go, piece by piece, and pieces shared by threads; the arena's rows and vectors elsewhere."""
+    seen = set()
+    for count, piece, shared in ((1, 1 << 30, 1 << 30), (1, 4096, 1 << 30), (1, 4096, 8192), (3, 4096, 8192)):
+        torch.set_num_threads(count)
+        monkeypatch.setattr(torch_backend, "PIECE", piece)
+        monkeypatch.setattr(torch_backend, "SHARED", shared)
+        fill(arena, mix)
+        later, apart = arena.row("retain").clone(), arena.row("forget").clone()
+        stats = project(arena, scope=scope)
+        assert project(arena, forget=apart, retain=later, scope=scope) == stats
+        assert torch.equal(apart, arena.row("forget"))
+        seen.add((stats, bits(apart)))
+    assert len(seen) == 1
+    assert worst_cosine(arena, scope) <= 1e-6
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("mix", [0.3, 3.0])
+def test_the_form_for_other_devices_agrees(
+    arena: GradientArena, scope: str, mix: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's products and sums of blocks, which devices without numpy use, run here on the CPU."""
+    metric = torch.rand(arena.size, generator=torch.Generator().manual_seed(5)) + 0.1
+    found: list[list[torch.Tensor | float]] = []
+    for numpy in (True, False):
+        monkeypatch.setattr(torch_backend, "_by_numpy", lambda row, numpy=numpy: numpy)
+        fill(arena, mix)
+        basis = Basis(arena, 2, scope=scope)
+        basis.push(arena.row("retain"))
+        basis.push(arena.row("retain").cos())
+        out = [arena.row("forget").clone() for _ in range(3)]
+        stats = [project(arena, forget=out[0], scope=scope), project(arena, forget=out[1], scope=scope, metric=metric)]
+        stats.append(project_k(arena, basis, forget=out[2]))
+        found.append([*out, *(s.norm_fperp for s in stats), *(s.cos_before for s in stats)])
+    for a, b in zip(*found, strict=True):
+        if isinstance(a, torch.Tensor):
+            assert float((a - b).norm()) <= 1e-6 * float(arena.row("forget").norm())
+        else:
+            assert a == pytest.approx(b, rel=1e-6)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 def test_tied_parameters_are_projected_once(scope: str) -> None:
     shared = nn.Parameter(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))
     arena = GradientArena([("embed", shared), ("head", shared)])

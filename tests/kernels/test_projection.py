@@ -214,7 +214,7 @@ WORKER = """
 import json, sys, torch
 from torch import nn
 from qunlearn_kernels.arena import GradientArena
-from qunlearn_kernels.projection import project
+from qunlearn_kernels.fused import project_and_step
 rank, port, file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 arena = GradientArena([("a.w", nn.Parameter(torch.zeros(64))), ("b.w", nn.Parameter(torch.zeros(100)))])
@@ -225,8 +225,10 @@ for mix, scope in ((0.0, "global"), (0.0, "layer"), (3.0, "global"), (3.0, "tens
         for mine, n in zip(arena.views(role), (128, 200)):
             mine.copy_(torch.randn(n, generator=generator).chunk(2)[rank])
     arena.views("forget")[1].add_(arena.views("retain")[1], alpha=mix)
-    project(arena, scope=scope, process_group=torch.distributed.group.WORLD)
-    out.append([v.tolist() for v in arena.views("forget")])
+    for p in arena.params:
+        p.data.zero_()
+    project_and_step(arena, lr=0.1, lam=2.0, scope=scope, process_group=torch.distributed.group.WORLD)
+    out.append([v.tolist() for v in (*arena.views("forget"), *arena.params)])
 json.dump(out, open(file, "w"))
 torch.distributed.destroy_process_group()
 """
@@ -253,10 +255,49 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         fill(whole, "forget", 0)
         fill(whole, "retain", 1)
         whole.views("forget")[1].add_(whole.views("retain")[1], alpha=mix)
+        for p in whole.params:
+            p.data.zero_()
         project(whole, scope=scope)
-        for i, view in enumerate(whole.views("forget")):
+        step(whole, lr=0.1, lam=2.0)
+        for i, view in enumerate((*whole.views("forget"), *whole.params)):
             both = torch.tensor([*parts[0][case][i], *parts[1][case][i]])
             assert torch.allclose(both, view, rtol=1e-6, atol=1e-6)
+
+
+LENGTHS = """
+import hashlib, sys, torch
+from torch import nn
+from qunlearn_kernels.arena import GradientArena
+from qunlearn_kernels.projection import Basis, project, project_k
+torch.set_num_threads(int(sys.argv[1]))
+g = torch.Generator().manual_seed(0)
+for n in (1, 511, 4097, 8192, 32_769, 131_073, 262_144, 1_048_577, 1_500_001):
+    arena = GradientArena([("a.w", nn.Parameter(torch.zeros(n)))])
+    a, b = torch.randn(2, n, generator=g)
+    for mix in (0.0, 3.0):
+        for metric in (None, torch.ones(arena.size)):
+            arena.views("retain")[0].copy_(b)
+            arena.views("forget")[0].copy_(a).add_(b, alpha=mix)
+            print(n, project(arena, metric=metric), hashlib.sha256(arena.row("forget").numpy().tobytes()).hexdigest())
+    basis = Basis(arena, 2)
+    for row in (b, b.cos()):
+        basis.push(arena.flatten([row]))
+    arena.views("forget")[0].copy_(a.sin())
+    print(n, project_k(arena, basis), hashlib.sha256(arena.row("forget").numpy().tobytes()).hexdigest())
+"""
+
+
+def test_same_bits_for_any_number_of_threads_at_any_length() -> None:
+    """Around the lengths at which BLAS, torch's operations and the sums of this package begin to share their work."""
+    seen = set()
+    for threads in ("1", "2", "4"):
+        env = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_DYNAMIC": "FALSE", "OMP_WAIT_POLICY": "PASSIVE"}
+        done = subprocess.run(
+            [sys.executable, "-c", LENGTHS, threads], capture_output=True, text=True, check=False, env=env
+        )
+        assert done.returncode == 0, done.stderr
+        seen.add(done.stdout)
+    assert len(seen) == 1
 
 
 def test_dots_by_hand() -> None:

@@ -1,0 +1,107 @@
+"""``qunlearn firmware`` and ``audit --on c`` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Call = Callable[..., Any]
+needs_c = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+@needs_c
+def test_host_only(call: Call, home: Path, tmp_path: Path) -> None:
+    done = call("firmware", home / "model.onnx", "-o", tmp_path / "fw", "--board", "host", "--json")
+    assert done.code == 0, done.err
+    assert done.json["parity"]["mismatches"] == 0
+    assert done.json["boards"] == {}
+    assert done.json["folder"] == str(tmp_path / "fw")
+    names = {p.name for p in (tmp_path / "fw").iterdir()}
+    assert {"model.h", "model.c", "weights.c", "weights.bin", "selftest.c", "Makefile", "CMakeLists.txt"} <= names
+    assert {"qul_rt.c", "qul_kernels.h", "report.json", "report.md", "SHA256SUMS", "main.c"} <= names
+    again = call("firmware", home / "model.onnx", "-o", tmp_path / "again", "--board", "host")
+    assert again.code == 0
+    assert "0 mismatches on" in again.out
+    sums = [(tmp_path / d / "SHA256SUMS").read_bytes() for d in ("fw", "again")]
+    assert sums[0] == sums[1]
+
+
+@pytest.mark.cross
+def test_an_emulated_board(call: Call, home: Path, tmp_path: Path) -> None:
+    args = ["--board", "mps2-an386", "--check", "qemu", "--ota", "ab", "--vectors", "5"]
+    done = call("firmware", home / "model.onnx", "-o", tmp_path / "fw", *args, "--json")
+    assert done.code == 0, done.err
+    value = done.json
+    board = value["boards"]["mps2-an386"]
+    assert board["parity"] == {"inputs": 16, "mismatches": 0}
+    assert value["flash"]["update"] > 1000
+    assert value["flash"]["total"] == sum(value["flash"][k] for k in ("blob", "code", "selftest", "update"))
+    assert board["insn"]["total"] == sum(one["insn"] for one in value["layers"])
+    stack = value["ram"]["stack"]
+    assert 0 < stack["static"] <= 1024
+    assert 0 < stack["measured"] <= 1024
+    assert {f["verdict"] for f in value["fits"]} <= {"FITS", "TIGHT", "TOO BIG"}
+    text = (tmp_path / "fw" / "report.md").read_text()
+    assert "QEMU instructions, not cycles, not time" in text
+    # no count of instructions stands beside a unit of time
+    assert not [line for line in text.splitlines() if "insn" in line and (" ms" in line or " s " in line)]
+
+
+def test_tools_asked_for_by_name(call: Call, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    file = home / "model.onnx"
+    done = call("firmware", file, "-o", tmp_path / "fw")
+    assert (done.code, "apt-get install gcc" in done.err) == (5, True)
+    monkeypatch.setenv("CC", shutil.which("true", path="/bin:/usr/bin") or "")
+    for more in (["--check", "qemu"], ["--board", "mps2-an386"]):
+        done = call("firmware", file, "-o", tmp_path / "fw", *more)
+        assert done.code == 5
+        assert "gcc-arm-none-eabi" in done.err
+    assert not (tmp_path / "fw").exists()
+    done = call("firmware", file, "-o", tmp_path / "fw", "--check", "none", "--json")
+    assert done.code == 0
+    assert done.json["parity"] == "not run"
+
+
+def test_wrong_use(call: Call, home: Path, tmp_path: Path) -> None:
+    file = home / "model.onnx"
+    for args, code, what in (
+        (["--board", "teapot", "--check", "none"], 2, "'teapot' is none of host"),
+        (["--board", "host", "--check", "qemu"], 2, "needs an emulated board"),
+        (["--vectors", "3"], 2, "3 is not in the range"),
+        (["--ota", "usb"], 2, "usb"),
+        (["--profiles", tmp_path / "none.toml", "--board", "host"], 2, "none.toml"),
+    ):
+        done = call("firmware", file, "-o", tmp_path / "fw", *args)
+        assert done.code == code, done.err
+        assert what in done.err
+    done = call("firmware", tmp_path / "absent.onnx", "-o", tmp_path / "fw", "--board", "host")
+    assert done.code == 2
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("keep")
+    done = call("firmware", file, "-o", tmp_path / "full", "--board", "host")
+    assert (done.code, "not empty" in done.err) == (2, True)
+    assert not (tmp_path / "fw").exists()
+
+
+@needs_c
+def test_audit_on_all_three(call: Call, home: Path, tmp_path: Path) -> None:
+    """Verdicts side by side; the C answers like the file, or the verdicts would be of something else."""
+    args = ["--before", home / "base", "--reference", home / "without", "--forget", "class=7"]
+    done = call("audit", home / "oeu", *args, "--on", "torch,onnx,c", "-o", tmp_path / "audit", "--json")
+    assert done.code in (0, 3, 4), done.err
+    value = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert set(value["results"]) == {"torch-fq", "onnx-all", "c-host"}
+    assert value["shipping"] == ["torch-fq", "onnx-all", "c-host"]
+    onnx, c = value["results"]["onnx-all"], value["results"]["c-host"]
+    for a, b in zip(onnx, c, strict=True):
+        assert (a["audit"], a["value"], a["verdict"]) == (b["audit"], b["value"], b["verdict"])
+        assert a["artefact"]["codes_digest"] == b["artefact"]["codes_digest"]
+    assert "c-host vs oracle" in value["tables"]["parity"]["logits"]
+    assert value["tables"]["parity"]["logits"]["c-host vs oracle"]["max_abs"] == 0

@@ -1,0 +1,22 @@
+"""The C libraries that the tests of this room call, compiled once."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+from clib import Delta, build
+
+
+@pytest.fixture(scope="session")
+def c_delta(tmp_path_factory: pytest.TempPathFactory) -> Delta:
+    """The delta applier."""
+    return Delta(build(tmp_path_factory.mktemp("delta") / "delta.so", ("qul_delta.c", "harness.c")))
+
+
+@pytest.fixture(scope="session")
+def c_crypto(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """SHA and Ed25519."""
+    path: Path = build(tmp_path_factory.mktemp("crypto") / "crypto.so", ("qul_sha.c", "qul_ed25519.c"))
+    return ctypes.CDLL(str(path))
