@@ -117,7 +117,8 @@ class Audit(ABC):
     """Base of all verifiers. Subclasses set the class attributes, add fields, and write :meth:`run`.
 
     ``higher_side`` says what a value above the reference means: ``under`` (remembers) or ``over`` (forgot too much).
-    ``headline`` marks the one result of a run that a reader should look at first.
+    ``headline`` marks the one result of a run that a reader should look at first; an ``extra`` audit runs only when
+    it is named. ``cannot`` says in a sentence or two what even a pass does not show.
     """
 
     name: ClassVar[str]
@@ -126,6 +127,8 @@ class Audit(ABC):
     direction: ClassVar[str]
     higher_side: ClassVar[str]
     headline: ClassVar[bool] = False
+    extra: ClassVar[bool] = False
+    cannot: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "heldout")
     """Sample sets that the audit itself reads; their logits must be finite, and those of the utility gate."""

@@ -18,10 +18,10 @@ from qunlearn.audit.sets import available
 from qunlearn.audit.verdict import Measurement
 from qunlearn.data.dataset import Samples
 from qunlearn.hyper import hyper
-from qunlearn.tasks.similarity import ESTIMATORS, cka_of, cka_on, gram
 
 FEWEST = 50
 LOGITS = "logits"
+ESTIMATORS = ("debiased", "batch_biased")
 PAIRS = (("after", "before"), ("after", "reference"), ("reference", "before"))
 Grams = Mapping[str, NDArray[np.float64]]
 
@@ -36,12 +36,17 @@ class Cka(Audit):
 
     name: ClassVar[str] = "cka"
     version: ClassVar[str] = "1"
+    extra: ClassVar[bool] = True
     metric: ClassVar[str] = "cka_to_original"
     higher_side: ClassVar[str] = "under"
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "forget_heldout")
     direction: ClassVar[str] = (
         "The retrained model's similarity to the original is the target: above it the features still are the "
         "original's (under-forgotten), below it they were erased further than never having seen the data does."
+    )
+    cannot: ClassVar[str] = (
+        "Features that moved are not features that forgot: they may have moved elsewhere for other reasons, and two "
+        "retrained networks differ too. It says nothing about answers."
     )
 
     tol: float = hyper(0.15, low=0, low_open=True, high=1, unit="CKA", doc="Equivalence margin around the reference.")
@@ -54,7 +59,9 @@ class Cka(Audit):
 
     def run(self, ctx: AuditContext) -> Measurement:
         """Every layer and pair of models, on forget, retain and, where there is one, the forgotten kind's held-out."""
-        names = tuple(n for n in dict.fromkeys([*chosen(ctx.before, self.layers), self.layer]) if n != LOGITS)
+        names = chosen(ctx.before, self.layers)
+        names = tuple(n for n in dict.fromkeys([*names, self.layer]) if n != LOGITS) if names else ()
+        decides = self.layer if names or self.layer == LOGITS else LOGITS
         rng = np.random.default_rng([ctx.seed, 41])
         rows: dict[str, dict[str, Any]] = {}
         sizes = {}
@@ -74,11 +81,11 @@ class Cka(Audit):
         marks = np.zeros((n, self.halves))
         for h in range(self.halves):
             marks[rng.permutation(n)[: n // 2], h] = 1
-        point, half = self._decide(own, "after", marks)
+        point, half = self._decide(own, "after", decides, marks)
         value = _estimate(point, half, n)
         reference = delta = None
         if "reference" in own:
-            target, at = self._decide(own, "reference", marks)
+            target, at = self._decide(own, "reference", decides, marks)
             reference, delta = _estimate(target, at, n), _estimate(point - target, half - at, n)
         if math.isnan(point) or (reference is not None and reference.method == UNDEFINED):
             gates.append("I-CKA-UNDEFINED")
@@ -88,21 +95,26 @@ class Cka(Audit):
             reference=reference,
             delta=delta,
             gates=tuple(gates),
+            warnings=() if names else ("W-NO-FEATURES",),
             n=sizes,
             metrics={
                 "cka_to_original": {
                     "forget": {"after": value.to_json(), "reference": reference.to_json() if reference else None}
                 }
             },
-            tables={"layers": rows, "decides": self.layer, "estimator": self.estimator},
+            tables={"layers": rows, "decides": decides, "estimator": self.estimator},
         )
 
     def _grams(self, predictor: Predictor, samples: Samples, names: tuple[str, ...]) -> Grams:
+        from qunlearn.tasks.similarity import gram  # its package imports torch
+
         found = {n: gram(f) for n, f in by_layer(predictor, samples, names)}
         return {**found, LOGITS: gram(predictor.on(samples))}
 
     def _pairs(self, grams: Mapping[str, Grams], layer: str) -> dict[str, float | None]:
         """CKA of every pair of models at one layer (None: undefined), and ``gap``: what is above the retrained pair."""
+        from qunlearn.tasks.similarity import cka_of
+
         out = {
             f"{a}, {b}": _number(cka_of(grams[a][layer], grams[b][layer], estimator=self.estimator))
             for a, b in PAIRS
@@ -112,10 +124,12 @@ class Cka(Audit):
         return {**out, "gap": None if ours is None or theirs is None else ours - theirs}
 
     def _decide(
-        self, own: Mapping[str, Grams], who: str, marks: NDArray[np.float64]
+        self, own: Mapping[str, Grams], who: str, layer: str, marks: NDArray[np.float64]
     ) -> tuple[float, NDArray[np.float64]]:
         """CKA to the original at the deciding layer, on all samples and on every half of them."""
-        k, m = own[who][self.layer], own["before"][self.layer]
+        from qunlearn.tasks.similarity import cka_of, cka_on
+
+        k, m = own[who][layer], own["before"][layer]
         return cka_of(k, m, estimator=self.estimator), cka_on(k, m, marks, estimator=self.estimator)
 
 

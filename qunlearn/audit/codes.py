@@ -50,6 +50,7 @@ WARNINGS: Mapping[str, str] = {
     "W-SAME-RESULT": "Two methods of one run gave identical metric tables.",
     "W-ARTEFACT-DISAGREES": "The trained model and a shipping artefact got different verdicts.",
     "W-TORCH-NOT-RUN": "The trained model was not audited beside the file.",
+    "W-NO-FEATURES": "The artefact shows no features: the audit read its logits.",
     "W-NO-PARITY": "No parity report was given for this artefact.",
     "W-SMI-LOGITS": "The artefact shows no features; its logits were read instead.",
     "W-MIA-DEGENERATE": "The attack cannot tell members from non-members at all.",

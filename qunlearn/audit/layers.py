@@ -50,8 +50,16 @@ def graph_of(predictor: Predictor) -> Graph:
     return graph
 
 
+def shows(predictor: Predictor) -> bool:
+    """Whether a predictor shows features; where not, audits read its logits and say so (``W-NO-FEATURES``)."""
+    return "features" in predictor.capabilities
+
+
 def chosen(predictor: Predictor, text: str) -> tuple[str, ...]:
-    """The layers that ``text`` names (comma-separated), or those of the rule where it is empty."""
+    """The layers that ``text`` names (comma-separated), or those of the rule where it is empty; none of a predictor
+    that shows no features. One without an integer graph names its own by ``feature_names``."""
+    if not shows(predictor):
+        return ()
     own = getattr(predictor, "feature_names", None)
     graph = None if own is not None else graph_of(predictor)
     if not text:
@@ -68,7 +76,7 @@ def chosen(predictor: Predictor, text: str) -> tuple[str, ...]:
 
 def channels_of(predictor: Predictor, names: Sequence[str]) -> Mapping[str, int]:
     """Channels of those layers of ``names`` whose features are maps; others are left out."""
-    if getattr(predictor, "feature_names", None) is not None:
+    if not shows(predictor) or getattr(predictor, "feature_names", None) is not None:
         return {}
     graph = graph_of(predictor)
     shapes = {layer.name: graph.activations[layer.output].shape for layer in graph.layers}
@@ -82,6 +90,8 @@ def by_layer(
 
     Layers that fit into ``memory`` bytes together share one pass over the samples; a wider one gets its own.
     """
+    if not names:
+        return
     first = predictor.features(samples.inputs(np.arange(min(2, len(samples)))), names)
     size = {n: 4 * len(samples) * first[n].shape[1] for n in names}
     group: list[str] = []

@@ -36,12 +36,17 @@ class QuantRecovery(Audit):
 
     name: ClassVar[str] = "quant_recovery"
     version: ClassVar[str] = "1"
+    extra: ClassVar[bool] = True
     metric: ClassVar[str] = "quant_recovery"
     higher_side: ClassVar[str] = "under"
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain")
     direction: ClassVar[str] = (
         "What the retrained model gains is the target, about 0: above it quantizing brings forgotten answers back "
         "(under-forgotten); answers that fall below the coarse retrained model's are over-forgotten."
+    )
+    cannot: ClassVar[str] = (
+        "It covers plain rounding of weights to these widths. Other quantizers, pruning or distillation may bring "
+        "back more."
     )
 
     bits: str = hyper("6,5,4", doc="Widths, comma-separated, each in 2..7.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from qunlearn.audit import intervals
 from qunlearn.audit.base import Audit, AuditContext
-from qunlearn.audit.layers import PENULTIMATE, channels_of, chosen, features
+from qunlearn.audit.layers import PENULTIMATE, channels_of, chosen, features, shows
+from qunlearn.audit.predictor import Predictor
 from qunlearn.audit.sets import pick
 from qunlearn.audit.trainer import Budget, trainer_of
 from qunlearn.audit.verdict import Measurement
@@ -18,6 +20,7 @@ from qunlearn.data.dataset import Samples
 from qunlearn.data.splits import Splits
 from qunlearn.hyper import hyper
 
+LOGITS = "logits"
 NEIGHBOURS = 5
 ADAM = (0.9, 0.999, 1e-8)
 FEWEST = 20
@@ -82,6 +85,13 @@ def nearest(x: Float, y: NDArray[np.int64], q: Float, classes: int) -> NDArray[n
     return out
 
 
+def _read(
+    predictor: Predictor, samples: Samples, names: tuple[str, ...], pooled: Mapping[str, int]
+) -> Mapping[str, NDArray[np.float32]]:
+    """The named features, or the logits of a predictor that shows none."""
+    return {LOGITS: predictor.on(samples)} if names == (LOGITS,) else features(predictor, samples, names, pooled)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recovery(Audit):
     """Accuracy on the forgotten kind of a new linear head on frozen features, against the same probe of the retrained.
@@ -93,12 +103,17 @@ class Recovery(Audit):
 
     name: ClassVar[str] = "recovery"
     version: ClassVar[str] = "1"
+    extra: ClassVar[bool] = True
     metric: ClassVar[str] = "recovery_accuracy"
     higher_side: ClassVar[str] = "under"
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain")
     direction: ClassVar[str] = (
         "The retrained model's probe is the target: above it the features kept what the answers hide "
         "(under-forgotten), below it they were damaged further than never having seen the data does."
+    )
+    cannot: ClassVar[str] = (
+        "These probes, with this many samples, recovered so much; a probe with more samples, or a deeper one, may "
+        "recover more."
     )
 
     layer: str = hyper(PENULTIMATE, doc="Features of the probe that decides; others are in the table.")
@@ -115,18 +130,20 @@ class Recovery(Audit):
         """Probe every model on the same samples; hits are averaged over heads, sample by sample."""
         sets = probe_sets(ctx.splits, shots=self.shots, retained=self.retained, seed=ctx.seed)
         names = tuple(dict.fromkeys([self.layer, *(chosen(ctx.before, "") if self.stages else ())]))
+        reads = self.layer if shows(ctx.before) else LOGITS
+        names = names if shows(ctx.before) else (LOGITS,)
         pooled = channels_of(ctx.before, names)
         linear: dict[str, dict[str, Float]] = {}
         neighbours: dict[str, Float] = {}
         for who, p in ctx.predictors().items():
-            shots, judged = (features(p, s, names, pooled) for s in (sets.shots, sets.judged))
+            shots, judged = (_read(p, s, names, pooled) for s in (sets.shots, sets.judged))
             linear[who] = {n: self._hits(shots[n], judged[n], sets, ctx.seed) for n in names}
             found = nearest(
-                shots[self.layer].astype(float), sets.shots.targets(), judged[self.layer].astype(float),
+                shots[reads].astype(float), sets.shots.targets(), judged[reads].astype(float),
                 sets.shots.num_classes,
             )  # fmt: skip
             neighbours[who] = (found == sets.judged.targets()).astype(float)
-        hits = {who: rows[self.layer] for who, rows in linear.items()}
+        hits = {who: rows[reads] for who, rows in linear.items()}
         trained = self._trained(ctx, sets)
         value = intervals.mean(hits["after"])
         reference = intervals.mean(hits["reference"]) if "reference" in hits else None
@@ -136,6 +153,7 @@ class Recovery(Audit):
             before=float(hits["before"].mean()),
             reference=reference,
             delta=delta,
+            warnings=() if shows(ctx.before) else ("W-NO-FEATURES",),
             gates=() if len(sets.judged) >= FEWEST else ("I-RECOVERY-FEW",),
             n={"shots": len(sets.shots), "judged": len(sets.judged)},
             metrics={

@@ -76,6 +76,7 @@ class Relearn(Audit):
 
     name: ClassVar[str] = "relearn"
     version: ClassVar[str] = "1"
+    extra: ClassVar[bool] = True
     metric: ClassVar[str] = "relearn_accuracy"
     higher_side: ClassVar[str] = "under"
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain")
@@ -83,13 +84,17 @@ class Relearn(Audit):
         "The retrained model's value under the same training is the target: above it the knowledge was only hidden "
         "(under-forgotten), below it the model can no longer learn what the retrained one learns (over-forgotten)."
     )
+    cannot: ClassVar[str] = (
+        "It covers these arms, this budget and this optimizer. Longer training, other data or another learning rate "
+        "may bring back more."
+    )
 
-    steps: int = hyper(20, low=1, high=500, unit="steps", doc="Budget S of optimizer steps (AdamW).")
+    steps: int = hyper(16, low=1, high=500, unit="steps", doc="Budget S of optimizer steps (AdamW).")
     eval_every: int = hyper(4, low=1, high=500, unit="steps", doc="Steps between two scores.")
     lr: float = hyper(5e-4, low=0, low_open=True, high=1, doc="Learning rate.")
     batch: int = hyper(32, low=1, high=100_000, unit="samples", doc="Batch size.")
     n_items: int = hyper(64, low=FEWEST, high=100_000, unit="samples", doc="Most samples of an arm; all arms have as many.")
-    judged: int = hyper(128, low=FEWEST, high=100_000, unit="samples", doc="Most forget samples that are scored.")
+    judged: int = hyper(96, low=FEWEST, high=100_000, unit="samples", doc="Most forget samples that are scored.")
     seeds: int = hyper(3, low=1, high=100, unit="seeds", doc="Orders of training; their mean counts.")
     statistic: str = hyper("max", choices=("max", "area"), doc="max over the budget, or mean over the scored steps.")
     resamples: int = hyper(1000, low=100, high=100_000, unit="resamples", doc="Resamples of the interval.")

@@ -21,7 +21,12 @@ qunlearn audit runs/oeu --before runs/base --reference runs/without --forget gro
 @click.option("--before", required=True, type=click.Path(), help="Run before unlearning.")
 @click.option("--reference", type=click.Path(), help="Run trained without the data; without it, none is declared.")
 @click.option("--forget", required=True, help="The deletion request.")
-@click.option("--audit", "audits", help="Comma-separated names from `qunlearn audits`; default all.")
+@click.option("--audit", "audits", help="Comma-separated names from `qunlearn audits`.")
+@click.option(
+    "--suite",
+    type=click.Choice(["standard", "strict"]),
+    help="standard (default): accuracy, mia, smi; strict adds cka, recovery, relearn, quant_recovery.",
+)
 @click.option("--on", "kinds", default="onnx", show_default=True, help="torch, onnx, c, or kinds, comma-separated.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder for files, results and report.")
@@ -32,6 +37,7 @@ def command(
     reference: str | None,
     forget: str,
     audits: str | None,
+    suite: str | None,
     kinds: str,
     seed: int,
     output: str,
@@ -46,7 +52,7 @@ def command(
     from qunlearn_export.check import form_of, load_model
 
     chosen = kinds_of([k.strip() for k in kinds.split(",")])
-    named = assess.parse_audits(audits)
+    named = assess.parse_audits(audits, suite)
     request = Request.parse(forget)
     base, config = artefact.open_run(Path(before))
     dataset = ws.data_of_run(settings, config)
@@ -56,6 +62,8 @@ def command(
     ready = assess.from_file(target) if opened is None else None
     retrained = artefact.open_run(Path(reference)) if reference is not None else None
     folder = new_folder(output)
+    for line in assess.LEFT_OUT.get(suite or "", ()):
+        settings.say(line)
     settings.say("exporting and comparing")
     if opened is not None:
         ready = assess.from_run(*opened, folder / "after.onnx")

@@ -42,15 +42,6 @@ class TableModel(Predictor):
         self.calls += 1
         return self.table[x[:, 0, 0, 0].astype(np.int64)]
 
-    feature_names = ("hidden", "penultimate")
-    capabilities = frozenset({"logits", "codes", "features"})
-
-    def features(self, x: Any, names: Any) -> Mapping[str, Any]:
-        """A seeded linear map of the table's rows, one for every name."""
-        rows = self.table[x[:, 0, 0, 0].astype(np.int64)]
-        maps = {n: np.random.default_rng(list(n.encode())).normal(0, 1, (CLASSES, 8)) for n in names}
-        return {n: (rows @ maps[n]).astype(np.float32) for n in names}
-
     def codes(self) -> Mapping[str, Any]:
         finite = np.nan_to_num(self.table, nan=0.0, posinf=0.0, neginf=0.0)
         return {"table.weight": np.clip(np.rint(finite * 10), -127, 127).astype(np.int8)}
