@@ -59,7 +59,15 @@ METRICS = {
     ),
 }
 
-AUDITS = {"accuracy": "Accuracy on the forgotten samples", "mia": "Membership attack on the forgotten samples"}
+AUDITS = {
+    "accuracy": "Accuracy on the forgotten samples",
+    "mia": "Membership attack on the forgotten samples",
+    "smi": "Share of the forgotten samples that look never trained on",
+    "cka": "Similarity of the features to the base model's",
+    "recovery": "Recovery by a new last layer",
+    "relearn": "Relearning by a little training",
+    "quant_recovery": "Recovery on fewer bits",
+}
 
 KINDS = {
     "onnx-all": "int8 file in ONNX Runtime",
