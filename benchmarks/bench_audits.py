@@ -3,8 +3,8 @@
     python benchmarks/bench_audits.py [--seeds 0,1,2] [--suite strict] [--out benchmarks/results]
 
 Data: scikit-learn's digits by four simulated writers (plain, bold, faint, turned by 25 degrees). Requests: the writer
-``turned``, and the class 3. Network: an MLP 64-128-64-10, W8A8. Networks of known truth, all judged against one retrained
-network:
+``turned``, and the class 3. Network: an MLP 64-128-64-10, W8A8. Networks of known truth, all judged against one
+retrained network:
 
     retrained    another network trained without the data            all forgotten; the only one that should pass
     original     the network before unlearning, slightly moved       nothing forgotten
@@ -114,7 +114,7 @@ class Mislabelled(Classification):
 def faked(
     original: quant.QuantModel, reference: quant.QuantModel, splits: Splits, *, part: str, seed: int
 ) -> quant.QuantModel:
-    """The original, trained to be as often wrong on the forget set as the reference: other labels on a seeded choice."""
+    """The original, trained to be as often wrong on the forget set as the reference: some other labels, by seed."""
     task = tasks.get("classification")
     y = splits.forget.targets()
     target = float((task.predict(reference, splits.forget).argmax(1) == y).mean())
@@ -190,7 +190,8 @@ def judge(
                 r = AUDITS[audit]()(ctx)
                 rows.append(
                     {
-                        "request": request, "seed": seed, "kind": kind, "model": name, "audit": audit, "verdict": r.verdict,
+                        "request": request, "seed": seed, "kind": kind, "model": name, "audit": audit,
+                        "verdict": r.verdict,
                         "side": r.failure_side, "reasons": list(r.reasons), "value": r.value,
                         "reference": r.reference["value"], "seconds": time.perf_counter() - start,
                     }
@@ -237,7 +238,12 @@ def table(rows: list[dict[str, Any]], suites: tuple[str, ...]) -> str:
             cells += [counts(overall(rows, s, *where)) for s in suites]
             lines.append(f"| {model} | {' | '.join(cells)} |")
         lines.append("")
-    lines += ["## Rates (both requests and kinds, per cent, 90 % interval)", "", "| audit | false pass | false fail |", "|---|---|---|"]
+    lines += [
+        "## Rates (both requests and kinds, per cent, 90 % interval)",
+        "",
+        "| audit | false pass | false fail |",
+        "|---|---|---|",
+    ]
     for a in audits:
         own = [r for r in rows if r["audit"] == a]
         lines.append(

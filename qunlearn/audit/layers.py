@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qunlearn.audit.predictor import CHUNK, Predictor
+from qunlearn.audit.predictor import Predictor
 from qunlearn.data.dataset import Samples
 from qunlearn.errors import ConfigError, UnsupportedError
 from qunlearn_export.graph import Add, Conv, Graph
@@ -15,6 +15,8 @@ from qunlearn_export.graph import Add, Conv, Graph
 MOST = 8
 PENULTIMATE = "penultimate"
 MEMORY = 2**28
+ROWS = 64
+"""Samples whose layers are read at once: a network holds the activations of all its layers meanwhile."""
 
 
 def feature_layers(graph: Graph) -> tuple[str, ...]:
@@ -110,8 +112,8 @@ def features(
     Maps of the layers in ``pooled`` (layer to channels) are averaged over space: d = channels.
     """
     parts: dict[str, list[NDArray[np.float32]]] = {n: [] for n in names}
-    for start in range(0, len(samples), CHUNK):
-        x = samples.inputs(np.arange(start, min(start + CHUNK, len(samples))))
+    for start in range(0, len(samples), ROWS):
+        x = samples.inputs(np.arange(start, min(start + ROWS, len(samples))))
         for name, value in predictor.features(x, names).items():
             channels = (pooled or {}).get(name)
             parts[name].append(value if channels is None else value.reshape(len(value), channels, -1).mean(2))

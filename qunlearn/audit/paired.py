@@ -16,7 +16,7 @@ def widest_of_none(n: int) -> float:
 
 
 def percentile(value: float, draws: NDArray[np.float64], *, rows: int, method: str) -> Estimate:
-    """``value`` with the 95 % percentile interval of ``draws``; where nothing varies, +- the bound for 0 of ``rows``."""
+    """``value`` with the 95 % percentile interval of ``draws``; if nothing varies, +- the bound for 0 of ``rows``."""
     lo, hi = (float(v) for v in np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     lo, hi = min(lo, value), max(hi, value)
     if hi - lo < 1e-12:

@@ -57,7 +57,7 @@ class QuantRecovery(Audit):
         try:
             self.widths()
         except ConfigError as err:
-            return [err.message.rstrip('.')]
+            return [err.message.rstrip(".")]
         return []
 
     def widths(self) -> tuple[int, ...]:
@@ -125,7 +125,9 @@ class QuantRecovery(Audit):
             return fail("under", "F-UNDER")
         if any(r["below"] for r in rows.values() if r["usable"]):
             return fail("over", "F-OVER")
-        if any(r["delta"]["hi"] > self.tol for r in found) or not all(r["useful"] for r in rows.values() if r["usable"]):
+        if any(r["delta"]["hi"] > self.tol for r in found) or not all(
+            r["useful"] for r in rows.values() if r["usable"]
+        ):
             return inconclusive("I-INTERVAL")
         return PASS if m.before is not None and m.before > self.tol else inconclusive("I-NO-SIGNAL")
 

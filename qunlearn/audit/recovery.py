@@ -166,7 +166,10 @@ class Recovery(Audit):
                     for kind, by in trained.items()
                 },
             },
-            tables={"trained": sorted(trained), "layers": {n: {who: float(rows[n].mean()) for who, rows in linear.items()} for n in names}},
+            tables={
+                "trained": sorted(trained),
+                "layers": {n: {who: float(rows[n].mean()) for who, rows in linear.items()} for n in names},
+            },
         )
 
     def _trained(self, ctx: AuditContext, sets: ProbeSets) -> dict[str, dict[str, Float]]:

@@ -1,8 +1,8 @@
 """Relearning: does a little harmless training bring the forgotten back faster than a retrained model learns it?
 
-The protocol of the benign relearning audit (Yoon et al., arXiv 2602.03379: fixed budget of optimizer steps, scored during
-training, arms of equal size), for classifiers, with arms as sample sets. Our own: the arms of a classifier, that half of
-every arm's training set is retained data, and that one value is judged by the two-sided rule in every arm.
+The protocol of the benign relearning audit (Yoon et al., arXiv 2602.03379: fixed budget of optimizer steps, scored
+during training, arms of equal size), for classifiers, with arms as sample sets. Our own: the arms of a classifier, that
+half of every arm's training set is retained data, and that one value is judged by the two-sided rule in every arm.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def relearn_sets(splits: Splits, *, n_items: int, judged: int, seed: int) -> Rel
 class Relearn(Audit):
     """Most forgotten answers that return within a few training steps, against the same training of the retrained model.
 
-    Every arm is judged: samples of the forget set itself, related ones, and retained ones. Needs a trainer and a network
-    with the audited integer codes.
+    Every arm is judged: samples of the forget set itself, related ones, and retained ones. Needs a trainer and a
+    network with the audited integer codes.
     """
 
     name: ClassVar[str] = "relearn"
@@ -93,7 +93,9 @@ class Relearn(Audit):
     eval_every: int = hyper(4, low=1, high=500, unit="steps", doc="Steps between two scores.")
     lr: float = hyper(5e-4, low=0, low_open=True, high=1, doc="Learning rate.")
     batch: int = hyper(32, low=1, high=100_000, unit="samples", doc="Batch size.")
-    n_items: int = hyper(64, low=FEWEST, high=100_000, unit="samples", doc="Most samples of an arm; all arms have as many.")
+    n_items: int = hyper(
+        64, low=FEWEST, high=100_000, unit="samples", doc="Most samples of an arm; all arms have as many."
+    )
     judged: int = hyper(96, low=FEWEST, high=100_000, unit="samples", doc="Most forget samples that are scored.")
     seeds: int = hyper(3, low=1, high=100, unit="seeds", doc="Orders of training; their mean counts.")
     statistic: str = hyper("max", choices=("max", "area"), doc="max over the budget, or mean over the scored steps.")

@@ -28,7 +28,7 @@ TRAINER = "trainer"
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """``steps`` optimizer steps of ``batch`` samples at learning rate ``lr``, scored at every ``every``-th and the last.
+    """``steps`` optimizer steps of ``batch`` samples at learning rate ``lr``, scored at each ``every``-th and the last.
 
     ``part``: ``all`` parameters or the ``head`` alone; ``fresh``: the head is drawn anew first.
     """
@@ -72,7 +72,7 @@ class Trainer(Protocol):
 
 
 class TorchTrainer:
-    """The trainer over fake-quantized networks. Results are remembered: other artefact kinds of one network share them."""
+    """The trainer over fake-quantized networks. Results are remembered: all kinds of one network share them."""
 
     def __init__(self, models: Iterable[QuantModel], task: Task) -> None:
         from qunlearn.quant import codes_digest
@@ -82,6 +82,7 @@ class TorchTrainer:
         self._seen: dict[Any, Any] = {}
 
     def serves(self, predictor: Predictor) -> bool:
+        """Whether one of the networks has the predictor's integer codes."""
         return predictor.codes_digest() in self._models
 
     def _network(self, predictor: Predictor) -> tuple[str, QuantModel]:
@@ -93,6 +94,7 @@ class TorchTrainer:
         return key, self._models[key]
 
     def curve(self, predictor: Predictor, samples: Samples, judged: Samples, budget: Budget) -> NDArray[np.bool_]:
+        """Right answers [scored steps, n] on ``judged``; UnsupportedError where no network has the codes."""
         from qunlearn.quant.tune import decoded, fresh_head, tuned
 
         digest, model = self._network(predictor)
@@ -114,6 +116,7 @@ class TorchTrainer:
         return found
 
     def coarse(self, predictor: Predictor, bits: int) -> Coarse:
+        """The network after ``bits`` bits and back; UnsupportedError where no network has the codes."""
         from qunlearn.quant.tune import coarse
 
         digest, model = self._network(predictor)

@@ -83,7 +83,7 @@ def write(
 
 
 def sections(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One section an audit: its result on the artefact that ships first, what it asks, its metric, what it cannot show."""
+    """One section an audit: its result on what ships first, what it asks, its metric, what it cannot show."""
     out = []
     for r in results:
         cls = AUDITS[r["audit"]]

@@ -17,6 +17,8 @@ from qunlearn.quant.model import WEIGHTED, QuantModel, Step, scale_parameter_nam
 from qunlearn.quant.train import TrainingTask
 
 PARTS = ("all", "head")
+FROZEN_BATCH = 64
+"""Samples whose activations of all layers are in memory at once."""
 
 
 def _steps(model: QuantModel) -> list[Step]:
@@ -42,7 +44,7 @@ def _shipped(model: QuantModel, step: Step) -> Tensor:
 
 @torch.no_grad()
 def decoded(model: QuantModel) -> QuantModel:
-    """A copy whose latent weights are the decoded integers: all that a reader of the file has. Same codes and logits."""
+    """A copy whose latent weights are the decoded integers: all that a reader of the file has. Same codes, logits."""
     out = copy.deepcopy(model).eval()
     for step in _steps(out):
         _weight(out, step).copy_(_shipped(model, step))
@@ -51,7 +53,7 @@ def decoded(model: QuantModel) -> QuantModel:
 
 @torch.no_grad()
 def fresh_head(model: QuantModel, seed: int) -> None:
-    """Draw the last weighted layer anew, in place: normal weights of variance 1 / inputs, no bias, its grid refitted."""
+    """Draw the last weighted layer anew, in place: weights of variance 1 / inputs, no bias, the grid refitted."""
     step = _steps(model)[-1]
     weight, q = _weight(model, step), model.weight_quantizer_of(step)
     rng = np.random.default_rng([seed, 61])
@@ -111,7 +113,9 @@ def _frozen(model: QuantModel, task: TrainingTask, samples: Any) -> Tensor:
     """What the last weighted layer reads, of all samples [n, d]: all before it is frozen while the head is trained."""
     at = _steps(model)[-1].inputs[0]
     rows = np.arange(len(samples))
-    return torch.cat([model.activations(task.batch(samples, r).x)[at] for r in np.array_split(rows, -(-len(rows) // 256))])
+    return torch.cat(
+        [model.activations(task.batch(samples, r).x)[at] for r in np.array_split(rows, -(-len(rows) // FROZEN_BATCH))]
+    )
 
 
 def _from_head(model: QuantModel, x: Tensor) -> Tensor:

@@ -187,5 +187,10 @@ def roomy() -> World:
 def lab() -> SimpleNamespace:
     """The fakes by name, for tests that build their own world."""
     return SimpleNamespace(
-        TableModel=TableModel, FakeTask=FakeTask, FakeTrainer=FakeTrainer, FakeReport=FakeReport, make_dataset=make_dataset, World=World
+        TableModel=TableModel,
+        FakeTask=FakeTask,
+        FakeTrainer=FakeTrainer,
+        FakeReport=FakeReport,
+        make_dataset=make_dataset,
+        World=World,
     )

@@ -44,7 +44,7 @@ def judge(world: Any, shown: Any, after: Any, **settings: Any) -> Any:
 
 
 def test_retrained_passes_and_controls_do_not(world: Any, shown: Any) -> None:
-    """T1, T2 and 6.7: features of the original, of a random network, constant ones; all with the retrained's answers."""
+    """T1, T2 and 6.7: features of the original, of a random network, constant; all with the retrained's answers."""
     near = world.near(world.retrained, 3)
     result = judge(world, shown, shown(near))
     assert (result.verdict, result.tables["decides"], result.warnings) == ("pass", "penultimate", ())
