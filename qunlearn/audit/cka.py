@@ -102,7 +102,7 @@ class Cka(Audit):
                     "forget": {"after": value.to_json(), "reference": reference.to_json() if reference else None}
                 }
             },
-            tables={"layers": rows, "decides": decides, "estimator": self.estimator},
+            tables={"layers": rows, "order": [*names, LOGITS], "decides": decides, "estimator": self.estimator},
         )
 
     def _grams(self, predictor: Predictor, samples: Samples, names: tuple[str, ...]) -> Grams:

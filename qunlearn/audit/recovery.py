@@ -168,6 +168,7 @@ class Recovery(Audit):
             },
             tables={
                 "trained": sorted(trained),
+                "order": list(names),
                 "layers": {n: {who: float(rows[n].mean()) for who, rows in linear.items()} for n in names},
             },
         )

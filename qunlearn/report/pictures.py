@@ -8,6 +8,7 @@ from typing import Any
 from qunlearn.report.plots import COLOURS, DASHES, _figure, _legend, _name, _svg
 
 ROLES = {"before": "base", "after": "unlearned", "reference": "retrained"}
+FAR = 3
 Series = Mapping[str, Sequence[float | None]]
 
 
@@ -15,19 +16,25 @@ def picture(result: Mapping[str, Any]) -> str:
     """Inline SVG for the JSON form of an audit's result; empty where there is nothing to draw."""
     tables = result["tables"]
     if result["audit"] == "cka" and "forget" in tables.get("layers", {}):
-        rows = tables["layers"]["forget"]
+        rows = _ordered(tables["layers"]["forget"], tables)
         pairs = {"unlearned": "after, before", "retrained": "reference, before"}
         found = {n: [row.get(key) for row in rows.values()] for n, key in pairs.items()}
         return lines("Similarity to the base", list(rows), found, "CKA to the base", scale=1, skip=("base",))
     if result["audit"] == "recovery" and tables.get("layers"):
-        rows = tables["layers"]
+        rows = _ordered(tables["layers"], tables)
         return lines("Recovery by layer", list(rows), _by_role(rows), "right with a new head (%)")
     if result["audit"] == "relearn" and tables.get("arms"):
         return arms(tables["arms"])
     if result["audit"] == "quant_recovery" and tables.get("widths"):
-        rows = {"as shipped": tables["full"], **{k: v["accuracy"] for k, v in tables["widths"].items()}}
+        widths = sorted(tables["widths"].items(), key=lambda row: -int(row[0].split()[0]))
+        rows = {"as shipped": tables["full"], **{k: v["accuracy"] for k, v in widths}}
         return lines("Forget set on fewer bits", list(rows), _by_role(rows), "forget set right (%)")
     return dots(result)
+
+
+def _ordered(rows: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows from input to output where the table says how (JSON does not keep the order)."""
+    return {n: rows[n] for n in tables.get("order", rows) if n in rows}
 
 
 def _by_role(rows: Mapping[str, Mapping[str, float]]) -> dict[str, list[float | None]]:
@@ -56,20 +63,21 @@ def arms(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Forget accuracy over the training steps, one panel an arm, one line a model."""
     context, fig = _figure(2.6)
     axes = fig.subplots(1, len(rows), sharey=True, squeeze=False)[0]
-    for ax, (arm, row) in zip(axes, rows.items(), strict=True):
+    for ax, (arm, row) in zip(axes, sorted(rows.items(), key=lambda r: r[0], reverse=True), strict=True):
         for i, (role, name) in enumerate(ROLES.items()):
             if role in row["curves"]:
                 y = [100 * v for v in row["curves"][role]]
                 ax.plot(row["steps"], y, label=name, color=COLOURS[i], linestyle=DASHES[i], marker=".", lw=1.8)
         ax.set(xlabel=f"steps, {arm.replace('_', ' ')}", ylim=(0, 103))
     axes[0].set_ylabel("forget set right (%)")
-    _legend(axes[0])
+    handles, names = axes[0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside upper left", ncols=3)
     return _svg(context, fig, "Relearning", "forget accuracy over training steps, one panel an arm")
 
 
 def dots(result: Mapping[str, Any]) -> str:
     """Every model's value of the audit's metric with its interval, and the margin around the retrained one."""
-    rows = next(iter((result["tables"].get("metrics") or {}).get(result["metric"], {}).values()), {})
+    rows: Mapping[str, Any] = next(iter((result["tables"].get("metrics") or {}).get(result["metric"], {}).values()), {})
     found = [(name, rows[role]) for role, name in ROLES.items() if isinstance(rows.get(role), Mapping)]
     if not found:
         return ""
@@ -83,6 +91,8 @@ def dots(result: Mapping[str, Any]) -> str:
         if name == ROLES["reference"] and tol is not None:
             ax.axvspan(v - 100 * tol, v + 100 * tol, color=COLOURS[4], alpha=0.3, lw=0)
     ax.set_yticks(range(len(found)), [name for name, _ in found])
+    if any(abs(e[k]) > FAR for _, e in found for k in ("lo", "hi")):
+        ax.set_xlim(-100, 200)  # a share that is hardly estimated at all runs out of the picture
     ax.set(ylim=(len(found) - 0.5, -0.5), xlabel="per cent; the band is the margin around the retrained model")
     shown = ", ".join(f"{name} {100 * e['value']:.1f}" for name, e in found)
     return _svg(context, fig, f"Audit {result['audit']}", shown)
