@@ -91,9 +91,7 @@ def _codes(rng: np.random.Generator, shape: tuple[int, ...]) -> Codes:
 
 def _act(name: str, shape: tuple[int, ...], rng: np.random.Generator, scale: float | None = None) -> g.Activation:
     zero = int(rng.choice([-128, 127, 0, *rng.integers(-128, 128, 5)]))
-    return g.Activation(
-        name=name, shape=shape, scale=F32(scale or rng.uniform(0.005, 0.05)), zero_point=zero
-    )
+    return g.Activation(name=name, shape=shape, scale=F32(scale or rng.uniform(0.005, 0.05)), zero_point=zero)
 
 
 def _clamp(rng: np.random.Generator, scale: float) -> dict[str, Any]:
