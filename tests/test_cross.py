@@ -1,4 +1,4 @@
-"""Absent cross tools are never passed over in silence: a skip with its reason and a count, or a failure where required."""
+"""Absent cross tools are never passed over in silence: a skip with its reason and a count, or a failure."""
 
 from __future__ import annotations
 
