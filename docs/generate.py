@@ -165,6 +165,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "models": _models,
     "commands": _commands,
     "result-step": _step,
+    "result-forms": partial(_result, "forms"),
     "result-demo": partial(_result, "demo"),
     "result-verdicts": partial(_result, "verdicts"),
     "result-device-update": partial(_result, "device_update"),

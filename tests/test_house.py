@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import subprocess
@@ -173,5 +174,33 @@ def test_wheel_carries_its_data(tmp_path: Path) -> None:
         "qunlearn_kernels/projection.py",
         "qunlearn_kernels/csrc/projection.cu",
     }
+    firmware = ROOT / "export" / "firmware"
+    wanted |= {f"qunlearn_export/firmware/{p.relative_to(firmware)}" for p in firmware.rglob("*") if p.is_file()}
+    assert "qunlearn_export/firmware/board/link.ld" in wanted
     assert wanted <= names, wanted - names
     assert not [n for n in names if n.startswith("tests/")]
+    _generate_from(wheel, tmp_path)
+
+
+def _generate_from(wheel: Path, folder: Path) -> None:
+    """The installed package, not this checkout, generates C from a file."""
+    zipfile.ZipFile(wheel).extractall(folder / "installed")
+    code = (
+        "import sys, numpy as np, qunlearn_export; from qunlearn_export import graph as g, writer; "
+        "from qunlearn.cli import run; "
+        "a = lambda n, s: g.Activation(name=n, shape=s, scale=np.float32(.1), zero_point=0); "
+        "fc = g.Gemm(name='fc', inputs=('input',), output='fc.out', weight=np.eye(3, 4, dtype=np.int8), "
+        "weight_scale=np.full(3, .5, np.float32)); "
+        "net = g.Graph(activations={'input': a('input', (4,)), 'fc.out': a('fc.out', (3,))}, layers=(fc,), "
+        "input='input', output='fc.out', meta={'task': 'classification', 'preprocess': {}, 'weight_bits': 8, "
+        "'weight_range': '8bit'}); writer.export(net, 'net.onnx'); print(qunlearn_export.__file__); "
+        "sys.exit(run(['firmware', 'net.onnx', '-o', 'fw', '--check', 'none']))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(folder / "installed")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(folder / "installed"))
+    assert (folder / "fw" / "board" / "mps2-an386" / "startup.c").is_file()
+    assert (folder / "fw" / "qul_kernels_mve.c").is_file()

@@ -12,23 +12,17 @@ void qul_tile(int32_t *acc, const int8_t *x0, const int8_t *x1, const qul_tile_t
 {
     const int8_t *w0 = t->w, *w1 = w0 + t->filter;
     const int32_t n = t->n;
-    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3], rows = t->rows, i;
+    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3], i;
 
-    do {
-        for (i = 0; i < n; i += 16) {
-            const mve_pred16_t live = vctp8q((uint32_t)(n - i));
-            const int8x16_t x = vldrbq_z_s8(x0 + i, live), v = vldrbq_z_s8(x1 + i, live);
-            const int8x16_t f = vldrbq_z_s8(w0 + i, live), g = vldrbq_z_s8(w1 + i, live);
-            a = vmladavaq_s8(a, x, f);
-            b = vmladavaq_s8(b, x, g);
-            c = vmladavaq_s8(c, v, f);
-            d = vmladavaq_s8(d, v, g);
-        }
-        x0 += n + t->skip;
-        x1 += n + t->skip;
-        w0 += n;
-        w1 += n;
-    } while (--rows > 0);
+    for (i = 0; i < n; i += 16) {
+        const mve_pred16_t live = vctp8q((uint32_t)(n - i));
+        const int8x16_t x = vldrbq_z_s8(x0 + i, live), v = vldrbq_z_s8(x1 + i, live);
+        const int8x16_t f = vldrbq_z_s8(w0 + i, live), g = vldrbq_z_s8(w1 + i, live);
+        a = vmladavaq_s8(a, x, f);
+        b = vmladavaq_s8(b, x, g);
+        c = vmladavaq_s8(c, v, f);
+        d = vmladavaq_s8(d, v, g);
+    }
     acc[0] = a;
     acc[1] = b;
     acc[2] = c;

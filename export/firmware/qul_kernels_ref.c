@@ -6,6 +6,7 @@
 
 /* Bytes of window that are copied together where a place has taps outside or short rows. */
 #define PATCH 40
+#define OUTSIDE 48
 /* A row of taps this long is worth a loop of its own. */
 #define LONG 16
 
@@ -13,22 +14,16 @@
 
 void qul_tile(int32_t *acc, const int8_t *x0, const int8_t *x1, const qul_tile_t *t)
 {
-    const int8_t *w0 = t->w, *w1 = w0 + t->filter;
-    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3], rows = t->rows;
+    const int8_t *w0 = t->w, *w1 = w0 + t->filter, *stop = w0 + t->n;
+    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
 
-    do {
-        const int8_t *stop = w0 + t->n;
-        while (w0 != stop) {
-            const int32_t x = *x0++, v = *x1++;
-            const int32_t f = *w0++, g = *w1++;
-            a += x * f;
-            b += x * g;
-            c += v * f;
-            d += v * g;
-        }
-        x0 += t->skip;
-        x1 += t->skip;
-    } while (--rows > 0);
+    while (w0 != stop) {
+        const int32_t x = *x0++, v = *x1++, f = *w0++, g = *w1++;
+        a += x * f;
+        b += x * g;
+        c += v * f;
+        d += v * g;
+    }
     acc[0] = a;
     acc[1] = b;
     acc[2] = c;
@@ -65,7 +60,7 @@ static QUL_NOINLINE void clip(uint16_t *span, int32_t at, int32_t d, int32_t n, 
     span[1] = (uint16_t)i;
 }
 
-void qul_find(const int32_t *p, int32_t dilated, const int8_t *x, int32_t done, qul_place_t *at)
+QUL_NOINLINE void qul_find(const int32_t *p, int32_t dilated, const int8_t *x, int32_t done, qul_place_t *at)
 {
     const int32_t i = done / p[QUL_OW], j = done - i * p[QUL_OW];
     const int32_t top = i * p[QUL_SH] - p[QUL_PT], left = j * p[QUL_SW] - p[QUL_PL];
@@ -74,19 +69,34 @@ void qul_find(const int32_t *p, int32_t dilated, const int8_t *x, int32_t done, 
     clip(at->v, left, dilated ? p[QUL_DW] : 1, p[QUL_KW], p[QUL_W]);
 }
 
-/* A convolution, or one group of it, at work on two places. */
+/* A convolution, or one group of it, at work on two places: their windows are cut into rows * columns pieces of t.n codes,
+ * `down` and `across` apart. */
 typedef struct {
     const qul_conv2d_t *p;
-    int32_t per, down, across;
-    qul_place_t at[2];
+    const int8_t *x;
+    int32_t done, end, per, window, down, across;
+    uint16_t rows, columns, whole, more;
+    const int8_t *from[2];
     qul_tile_t t;
     int32_t acc[4];
-    /* The two windows side by side, z_x outside, where they are short; else a row of z_x. */
-    int8_t patch[2][PATCH];
+    union {
+        /* Both windows side by side, z_x outside, if they are short. */
+        int8_t patch[2][PATCH];
+        /* Else a row of z_x for pieces outside, unless `whole`. `at` does not begin in the first patch. */
+        struct {
+            int8_t outside[OUTSIDE];
+            qul_place_t at[2];
+        } cut;
+    } u;
 } job_t;
 
-static QUL_NOINLINE void gather(const job_t *s, const qul_place_t *at, int8_t *to)
+QUL_STATIC_ASSERT(OUTSIDE >= PATCH, the_first_patch_is_written_while_places_are_read);
+
+/* The window of one place, side by side, z_x outside. */
+static QUL_NOINLINE void gather(job_t *s, int32_t e)
 {
+    const qul_place_t place = s->u.cut.at[e], *at = &place;
+    int8_t *to = s->u.patch[e];
     const qul_conv2d_t *p = s->p;
     int32_t u, v, n;
     for (u = 0; u < p->kh; u++) {
@@ -99,96 +109,112 @@ static QUL_NOINLINE void gather(const job_t *s, const qul_place_t *at, int8_t *t
             }
         }
     }
+    s->from[e] = s->u.patch[e];
 }
 
-/* The tile of two places of which not all is inside, tap by tap. */
-static QUL_NOINLINE void border(job_t *s)
+/* Finds the next two places (an odd one is computed twice) and cuts their windows; 1 if these are to be
+ * gathered. */
+static QUL_NOINLINE int32_t begin(job_t *s)
 {
-    int32_t u, v, e, at;
-    for (u = 0; u < s->p->kh; u++) {
-        for (v = 0; v < s->p->kw; v++) {
-            for (at = 0; at < s->per; at += s->t.n) {
-                const int8_t *from[2];
-                s->t.n = s->per - at;
-                for (e = 0; e < 2; e++) {
-                    from[e] = s->at[e].x + u * s->down + v * s->across + at;
-                    if (!qul_inside(s->at + e, u, v)) {
-                        from[e] = s->patch[0];
-                        if (s->t.n > 2 * PATCH) {
-                            s->t.n = 2 * PATCH;
-                        }
-                    }
-                }
-                qul_tile(s->acc, from[0], from[1], &s->t);
+    const qul_conv2d_t *p = s->p;
+    const int32_t line = p->kw * s->per, dense = s->across == s->per;
+    int32_t e;
+
+    s->more = s->done + 1 < p->oh * p->ow;
+    s->whole = 1;
+    for (e = 0; e < 2; e++) {
+        qul_place_t *at = s->u.cut.at + e;
+        qul_find(&p->h, 1, s->x, s->done + (e & s->more), at);
+        s->from[e] = at->x;
+        if (at->u[1] - at->u[0] != p->kh || at->v[1] - at->v[0] != p->kw) {
+            s->whole = 0;
+        }
+    }
+    s->rows = (uint16_t)p->kh;
+    s->columns = 1;
+    s->t.n = line;
+    if (s->window <= PATCH && (!s->whole || !dense || (p->kh != 1 && line < LONG))) {
+        s->rows = s->whole = 1;
+        s->t.n = s->window;
+        return 1;
+    } else if (!s->whole || !dense) {
+        s->columns = (uint16_t)p->kw;
+        s->t.n = s->per;
+        qul_set(s->u.cut.outside, (uint8_t)p->row[0], OUTSIDE);
+    }
+    return 0;
+}
+
+static inline const int8_t *piece(const job_t *s, int32_t e, int32_t u, int32_t v, int32_t at)
+{
+    if (!s->whole && !qul_inside(s->u.cut.at + e, u, v)) {
+        return s->u.cut.outside;
+    }
+    return s->from[e] + u * s->down + v * s->across + at;
+}
+
+/* The tile of two places and two channels, piece by piece. */
+static QUL_NOINLINE void pieces(job_t *s)
+{
+    const int32_t n = s->t.n;
+    int32_t u, v, at;
+    for (u = 0; u < s->rows; u++) {
+        for (v = 0; v < s->columns; v++) {
+            for (at = 0; at < n; at += s->t.n) {
+                s->t.n = s->whole || n - at < OUTSIDE ? n - at : OUTSIDE;
+                qul_tile(s->acc, piece(s, 0, u, v, at), piece(s, 1, u, v, at), &s->t);
                 s->t.w += s->t.n;
             }
         }
     }
+    s->t.n = n;
 }
 
-/* Finds the next two places, of `more` than one (an odd one is computed twice). Whether their tiles can be computed from
- * one piece of memory each: the input, or the patch. */
-static QUL_NOINLINE int32_t begin(job_t *s, const int8_t *x, int32_t done, int32_t more)
+/* The codes of channel 0 and of channel `pair` (1, or 0 again) at two places, `next` apart. */
+static QUL_NOINLINE void end(const int32_t *acc, const float *m, int32_t pair, const int8_t *row, int8_t *y, int32_t next)
 {
-    const qul_conv2d_t *p = s->p;
-    const int32_t line = p->kw * s->per, window = p->kh * line;
-    int32_t direct = s->across == s->per && (p->kh == 1 || line >= LONG || window > PATCH), e;
-
-    for (e = 0; e < 2; e++) {
-        qul_place_t *at = s->at + e;
-        qul_find(&p->h, 1, x, done + (e & more), at);
-        direct &= at->u[1] - at->u[0] == p->kh && at->v[1] - at->v[0] == p->kw;
-    }
-    s->t.rows = p->kh;
-    s->t.n = line;
-    s->t.skip = s->down - line;
-    if (!direct) {
-        s->t.rows = 1;
-        s->t.n = window;
-        if (window <= PATCH) {
-            direct = 1;
-            for (e = 0; e < 2; e++) {
-                gather(s, s->at + e, s->patch[e]);
-                s->at[e].x = s->patch[e];
-            }
+    int32_t e;
+    for (e = 0; e < 4; e++) {
+        y[e & pair] = scaled(acc[e], m[e & pair], row);
+        if (e == 1) {
+            y += next;
         }
     }
-    return direct;
 }
 
 /* Group `group`: channels of x from group * c / g on, k / g channels of y. */
 static QUL_NOINLINE void convolve(const qul_conv2d_t *p, int32_t group, const int8_t *x, int8_t *y)
 {
-    const int32_t each = p->k / p->g, first = group * each, total = p->oh * p->ow;
-    int32_t done;
+    const int32_t each = p->k / p->g;
     job_t s;
 
     s.p = p;
     s.per = p->c / p->g;
+    s.x = x + group * s.per;
+    s.window = p->kh * p->kw * s.per;
     s.down = p->dh * p->w * p->c;
     s.across = p->dw * p->c;
-    qul_set(s.patch, (uint8_t)p->row[0], sizeof s.patch);
-    for (done = 0; done < total; done += 2) {
-        const int32_t more = done + 1 < total, window = p->kh * p->kw * s.per;
-        const int32_t direct = begin(&s, x + group * s.per, done, more);
-        int32_t c, e;
-        for (c = first; c < first + each; c += 2) {
-            const int32_t pair = c + 1 < first + each;
-            for (e = 0; e < 4; e++) {
-                s.acc[e] = p->bias[c + (e & pair)];
-            }
-            s.t.w = p->weight + c * window;
-            s.t.filter = pair ? window : 0;
-            if (direct) {
-                qul_tile(s.acc, s.at[0].x, s.at[1].x, &s.t);
-            } else {
-                border(&s);
-            }
-            for (e = 0; e < 4; e++) {
-                const int32_t k = c + (e & pair);
-                y[(done + (e >> 1 & more)) * p->k + k] = scaled(s.acc[e], p->m[k], p->row);
-            }
+    s.end = (group + 1) * each;
+    for (s.done = 0; s.done < p->oh * p->ow; s.done += 2) {
+        int32_t c;
+        if (begin(&s)) {
+            gather(&s, 0);
+            gather(&s, 1);
         }
+        for (c = s.end - each; c < s.end; c += 2) {
+            const int32_t pair = c + 1 < s.end;
+            s.acc[0] = s.acc[2] = p->bias[c];
+            s.acc[1] = s.acc[3] = p->bias[c + pair];
+            s.t.w = p->weight + c * s.window;
+            s.t.filter = pair ? s.window : 0;
+            if (s.rows * s.columns == 1) {
+                qul_tile(s.acc, s.from[0], s.from[1], &s.t);
+            } else {
+                pieces(&s);
+            }
+            end(s.acc, p->m + c, pair, p->row, y + c, s.more ? p->k : 0);
+        }
+        y += 2 * p->k;
     }
 }
 
@@ -207,23 +233,18 @@ void qul_conv2d_grouped(const qul_conv2d_grouped_t *p, const int8_t *x, int8_t *
 
 void qul_linear(const qul_linear_t *p, const int8_t *x, int8_t *y)
 {
-    int32_t k, e;
+    int32_t k;
     qul_tile_t t;
-    t.rows = 1;
-    t.skip = 0;
     t.n = p->n;
     t.w = p->weight;
     for (k = 0; k < p->k; k += 2) {
         const int32_t pair = k + 1 < p->k;
         int32_t acc[4];
-        for (e = 0; e < 4; e++) {
-            acc[e] = p->bias[k + (e & pair)];
-        }
+        acc[0] = acc[2] = p->bias[k];
+        acc[1] = acc[3] = p->bias[k + pair];
         t.filter = pair ? p->n : 0;
         qul_tile(acc, x, x, &t);
-        for (e = 0; e <= pair; e++) {
-            y[k + e] = scaled(acc[e], p->m[k + e], p->row);
-        }
+        end(acc, p->m + k, pair, p->row, y + k, 0);
         t.w += 2 * p->n;
     }
 }
@@ -231,7 +252,7 @@ void qul_linear(const qul_linear_t *p, const int8_t *x, int8_t *y)
 #ifndef QUL_KERNELS_MVE
 
 /* One channel of one place. */
-static QUL_NOINLINE int32_t one_channel(const qul_depthwise_t *p, const qul_place_t *at, int32_t k)
+static QUL_SMALL int32_t one_channel(const qul_depthwise_t *p, const qul_place_t *at, int32_t k)
 {
     const int8_t *w = p->weight + k;
     int32_t u, v, acc = p->bias[k];
@@ -317,7 +338,7 @@ void qul_add(const qul_add_t *p, const int8_t *a, const int8_t *b, int8_t *y)
 #endif
 
 /* The window that begins at p->h; the average with the counts of `a`, or the largest code if there is no `a`. */
-static QUL_NOINLINE void pool(const int32_t *p, const qul_avgpool_t *a, const int8_t *row, const int8_t *x, int8_t *y)
+static QUL_SMALL void pool(const int32_t *p, const qul_avgpool_t *a, const int8_t *row, const int8_t *x, int8_t *y)
 {
     const int32_t channels = p[QUL_C];
     int32_t done, c, u, v;

@@ -17,8 +17,14 @@
 #define QUL_ALIGNED(n) __attribute__((aligned(n)))
 #define QUL_SECTION(s) __attribute__((section(s)))
 #define QUL_WEAK __attribute__((weak))
+#define QUL_NORETURN __attribute__((noreturn))
 #define QUL_NOINLINE __attribute__((noinline))
+/* Made small, not fast. */
+#define QUL_SMALL __attribute__((cold, noinline))
+#define QUL_NORETURN __attribute__((noreturn))
 #define QUL_NOINLINE __attribute__((noinline))
+/* Made small, not fast. */
+#define QUL_SMALL __attribute__((cold, noinline))
 
 /* 16: float16 is its own type there, float32 still evaluates to float32. */
 QUL_STATIC_ASSERT(FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16, float_evaluation_method);

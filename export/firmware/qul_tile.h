@@ -4,15 +4,14 @@
 
 #include "qul_kernels.h"
 
-/* Weights of channel 0 begin at w, of channel 1 `filter` codes later; each has rows * n, without gaps. A row of the input
- * begins n + skip codes after the one before. */
+/* A row of n weights of channel 0 at w, of channel 1 `filter` codes later. */
 typedef struct {
     const int8_t *w;
-    int32_t filter, rows, n, skip;
+    int32_t filter, n;
 } qul_tile_t;
 
-/* Two places times two channels: acc[2 * i + k] += dot product of the rows at x0 (i = 0) or x1 (i = 1) with the weights of
- * channel k. rows >= 1; int32 throughout. */
+/* Two places times two channels: acc[2 * i + k] += dot product of n codes at x0 (i = 0) or x1 (i = 1) with the weights of
+ * channel k; int32 throughout. */
 void qul_tile(int32_t *acc, const int8_t *x0, const int8_t *x1, const qul_tile_t *t);
 
 /* What all structures with a window begin with: int32_t one after another. */

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,45 +72,55 @@ class Coverage:
         }
 
 
-def coverage(file: str | os.PathLike[str] | bytes, graph: g.Graph | None = None) -> Coverage:
-    """Read the graph that :func:`make_session` at level ``all`` runs; ``graph`` gives the MACs of every layer."""
+def coverage(
+    file: str | os.PathLike[str] | bytes, graph: g.Graph | None = None, *, costs: Mapping[str, int] | None = None
+) -> Coverage:
+    """Read the graph that :func:`make_session` at level ``all`` runs; ``graph``, or its :func:`layer_costs`, give the
+    MACs of every layer."""
     data = read_bytes(file)
-    original = onnx.load_from_string(data)
+    total = _weighted_nodes(data)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         make_session(data, optimized_path=path)
         try:
-            optimized = onnx.load(str(path))
+            optimized = onnx.load(str(path)).graph
         except OSError as err:
             raise ArtefactError("ONNX Runtime wrote no optimised graph.", remedy="Check the temporary folder.") from err
-    ops = Counter(n.op_type for n in optimized.graph.node)
-    coded = {
-        t.name for t in original.graph.initializer if t.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    }
-    by_output = {o: n for n in original.graph.node for o in n.output}
-    total = 0
-    for n in original.graph.node:
-        if n.op_type in ("Conv", "Gemm", "MatMul") and len(n.input) > 1:
-            total += _weight_source(n.input[1], by_output) in coded
-        elif n.op_type in INTEGER:
-            total += 1
+    ops = Counter(n.op_type for n in optimized.node)
+    cost = costs if graph is None else layer_costs(graph)
     macs = None
-    if graph is not None:
-        cost = {layer.name: layer_macs(graph, layer) for layer in graph.weighted()}
-        run = {
-            _SUFFIX.sub("", i) for n in optimized.graph.node if n.op_type in INTEGER for i in n.input if ".weight" in i
-        }
+    if cost is not None:
+        run = {_SUFFIX.sub("", i) for n in optimized.node if n.op_type in INTEGER for i in n.input if ".weight" in i}
         macs = sum(c for name, c in cost.items() if name in run) / max(1, sum(cost.values()))
     return Coverage(
         integer=sum(ops[o] for o in INTEGER),
         total=total,
         macs=macs,
-        auxiliary=sum(ops[o] for o in AUXILIARY) + _integer_pools(optimized.graph),
+        auxiliary=sum(ops[o] for o in AUXILIARY) + _integer_pools(optimized),
         weight_only=ops[WEIGHT_ONLY],
         ops=dict(sorted(ops.items())),
         runtime=str(ort.__version__),
         cpu=cpu_flags(),
     )
+
+
+def layer_costs(graph: g.Graph) -> dict[str, int]:
+    """Multiply-accumulates of every weighted layer for one sample, by name."""
+    return {layer.name: layer_macs(graph, layer) for layer in graph.weighted()}
+
+
+def _weighted_nodes(data: bytes) -> int:
+    """Conv, Gemm and MatMul with int8 weights, and integer operators, in the file as it was written."""
+    original = onnx.load_from_string(data).graph
+    coded = {t.name for t in original.initializer if t.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)}
+    by_output = {o: n for n in original.node for o in n.output}
+    total = 0
+    for n in original.node:
+        if n.op_type in ("Conv", "Gemm", "MatMul") and len(n.input) > 1:
+            total += _weight_source(n.input[1], by_output) in coded
+        elif n.op_type in INTEGER:
+            total += 1
+    return total
 
 
 def _weight_source(tensor: str, by_output: dict[str, onnx.NodeProto]) -> str:
@@ -119,8 +130,8 @@ def _weight_source(tensor: str, by_output: dict[str, onnx.NodeProto]) -> str:
         if node is None or node.op_type not in ("Reshape", "Transpose", "DequantizeLinear"):
             return ""
         if node.op_type == "DequantizeLinear":
-            return node.input[0]
-        tensor = node.input[0]
+            return str(node.input[0])
+        tensor = str(node.input[0])
     return ""
 
 

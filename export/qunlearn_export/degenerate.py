@@ -16,6 +16,7 @@ DEAD_SHARE = 1e-6
 FOLD_MAX, FOLD_MIN = 1e4, 1e-6
 NEWLY_DEAD = 0.10
 SCALE_FLOOR = 2.0**-24
+BLOCK = 2**20
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -52,7 +53,7 @@ def degenerate(graph: g.Graph, before: g.Graph | None = None) -> list[Finding]:
 def dead_channels(layer: g.Conv | g.Gemm | g.MatMul) -> NDArray[np.bool_]:
     """Per output channel: no code, a scale at the quantizer's floor, or below 1e-6 of the layer's median magnitude."""
     rows = _rows(layer)
-    top = np.abs(rows.astype(np.int64)).max(axis=1)
+    top = np.maximum(rows.max(axis=1).astype(np.int64), -rows.min(axis=1).astype(np.int64))
     size = top * layer.weight_scale.astype(np.float64)
     live = size[top > 0]
     floor = DEAD_SHARE * float(np.median(live)) if live.size else 0.0
@@ -93,6 +94,13 @@ def _rows(layer: g.Conv | g.Gemm | g.MatMul) -> NDArray[np.int8]:
     return w.reshape(len(w), -1)
 
 
+def _magnitude(rows: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Sum of |code| per row, a block at a time: the file may be large, and copies of it would be larger."""
+    step = max(1, BLOCK // max(1, rows.shape[1]))
+    blocks = (rows[i : i + step].astype(np.int16) for i in range(0, len(rows), step))
+    return np.concatenate([np.abs(block).sum(axis=1, dtype=np.int64) for block in blocks])
+
+
 def _activation(a: g.Activation) -> Iterator[Finding]:
     s = float(a.scale)
     if not np.isfinite(s) or s < TINY:
@@ -108,7 +116,7 @@ def _weighted(graph: g.Graph, layer: g.Conv | g.Gemm | g.MatMul) -> Iterator[Fin
         yield _find("D6", "error", name, f"weight scales of channels {_some(bad)} are not normal positive numbers")
         return
     x, out = graph.activations[layer.inputs[0]], graph.activations[layer.output]
-    rows = np.abs(_rows(layer).astype(np.int64)).sum(axis=1)
+    rows = _magnitude(_rows(layer))
     bias = np.zeros(len(rows), dtype=np.int64) if layer.bias is None else np.abs(layer.bias.astype(np.int64))
     if (bias >= INT31 - 1).any():
         yield _find("D1", "error", name, f"bias codes of channels {_some(bias >= INT31 - 1)} are at the int32 limit")

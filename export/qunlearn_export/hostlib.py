@@ -122,11 +122,13 @@ class HostLibrary:
         self.site = codegen.site(graph)
         codegen.check_limit(self.site, codegen.HOST_LIMIT)
         self.taps = taps
-        self.compiler = like.compiler if like is not None else tuple(compiler or find_compiler())
-        self.flags = like.flags if like is not None else tuple(flags)
+        self.compiler: tuple[str, ...] = like.compiler if like is not None else tuple(compiler or find_compiler())
+        self.flags: tuple[str, ...] = like.flags if like is not None else tuple(flags)
         self._folder = tempfile.mkdtemp(prefix="qunlearn-")
         weakref.finalize(self, shutil.rmtree, self._folder, True)
         folder = Path(self._folder)
+        self.objects: dict[str, bytes]
+        self.image: bytes
         if like is not None and like.layout.digest() == self.layout.digest() and like.taps == taps:
             self.objects, self.image = like.objects, like.image
         else:

@@ -15,14 +15,17 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.numpy_helper import to_array
 
+from qunlearn_export import graph as g
 from qunlearn_export.check import examine, limits, load_model
-from qunlearn_export.coverage import Coverage, coverage
+from qunlearn_export.coverage import Coverage, coverage, layer_costs
 from qunlearn_export.degenerate import Finding
 from qunlearn_export.errors import ArtefactError, QunlearnError
-from qunlearn_export.runtime import MAX_BYTES, cpu_flags, file_kind, is_x86, make_session, read_bytes
+from qunlearn_export.runtime import MAX_BYTES, classify, cpu_flags, file_kind, is_x86, read_bytes
 from qunlearn_export.ties import Tie, ties
 
-QOPERATORS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger")
+QOPERATORS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "MatMulInteger": 1, "ConvInteger": 1}
+"""Operators on codes, with the position of their weights."""
+
 INT_KINDS = (TensorProto.INT8, TensorProto.UINT8)
 
 
@@ -88,39 +91,45 @@ def inspect(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES)
         raise ArtefactError(f"the file is malformed: {'; '.join(bad[:6])}.", remedy="Get an intact copy.")
     ours = file_kind(data).startswith("int8-")
     graph, findings = examine(model) if ours else (None, [])
-    loads, error, covered = True, "", None
-    try:
-        make_session(data)
-        covered = coverage(data, graph)
-    except QunlearnError as err:
-        loads, error = False, err.message
     dtypes: Counter[str] = Counter()
     kinds = {number: name.lower() for name, number in TensorProto.DataType.items()}
     for t in model.graph.initializer:
         dtypes[kinds.get(t.data_type, "unknown")] += _data_bytes(t)
-    seven = _within_seven_bits(model)
-    label = _label(model)
-    return Inspection(
-        label=label,
-        n_bytes=len(data),
-        file_digest=hashlib.sha256(data).hexdigest(),
-        ir_version=model.ir_version,
-        opsets=tuple(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import),
-        dtypes=dict(sorted(dtypes.items())),
-        ops=dict(sorted(Counter(n.op_type for n in model.graph.node).items())),
-        loads=loads,
-        load_error=error,
-        coverage=covered,
-        findings=tuple(findings),
-        ties=tuple(t for t in ties(graph) if t.share > 0) if graph is not None else (),
-        codes_digest=graph.codes_digest() if graph is not None else "",
-        seven_bit=seven,
-        may_saturate=is_x86()
-        and label in ("int8-qdq", "int8-qop")
+    seven, label = _within_seven_bits(model), _label(model)
+    facts: dict[str, Any] = {
+        "label": label,
+        "n_bytes": len(data),
+        "file_digest": hashlib.sha256(data).hexdigest(),
+        "ir_version": model.ir_version,
+        "opsets": tuple(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import),
+        "dtypes": dict(sorted(dtypes.items())),
+        "ops": dict(sorted(Counter(n.op_type for n in model.graph.node).items())),
+        "findings": tuple(findings),
+        "ties": _ties(graph, findings),
+        "codes_digest": graph.codes_digest() if graph is not None else "",
+        "seven_bit": seven,
+        "may_saturate": is_x86()
+        and (label == "int8-qdq" or (label == "int8-qop" and classify(data).form == "qop-uint8"))
         and not seven
         and not any("vnni" in f or "amx" in f for f in cpu_flags()),
-        metadata={p.key: p.value for p in model.metadata_props},
-    )
+        "metadata": {p.key: p.value for p in model.metadata_props},
+    }
+    costs = None if graph is None else layer_costs(graph)
+    del model, graph  # ONNX Runtime takes several copies of the file; ours make room
+    loads, error, covered = True, "", None
+    try:
+        covered = coverage(data, costs=costs)
+    except QunlearnError as err:
+        loads, error = False, err.message
+    return Inspection(**facts, loads=loads, load_error=error, coverage=covered)
+
+
+@np.errstate(all="ignore")
+def _ties(graph: g.Graph | None, findings: list[Finding]) -> tuple[Tie, ...]:
+    """Ties of a file whose scales are numbers."""
+    if graph is None or any(f.code == "S7" for f in findings):
+        return ()
+    return tuple(t for t in ties(graph) if t.share > 0)
 
 
 def _data_bytes(t: onnx.TensorProto) -> int:
@@ -137,27 +146,31 @@ def _label(model: onnx.ModelProto) -> str:
     """What the weights and activations of the weighted layers are; a layer with float weights makes it not int8."""
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     makers = {o: n for n in model.graph.node for o in n.output}
-    if any(n.op_type in QOPERATORS for n in model.graph.node):
-        return "int8-qop"
-    coded = fake = quantized = plain = 0
+    coded = fake = quantized = plain = operators = 0
     for n in model.graph.node:
-        if n.op_type not in ("Conv", "Gemm", "MatMul") or len(n.input) < 2:
+        at = QOPERATORS.get(n.op_type, 1)
+        if n.op_type not in ("Conv", "Gemm", "MatMul", *QOPERATORS) or len(n.input) <= at:
             continue
-        weight = makers.get(n.input[1])
-        while weight is not None and weight.op_type in ("Reshape", "Transpose"):
-            weight = makers.get(weight.input[0])
-        if weight is None or weight.op_type != "DequantizeLinear":
-            plain += n.input[1] in kinds
+        operator = n.op_type in QOPERATORS
+        operators += operator
+        source = n.input[at]
+        for _ in range(8):  # not forever: a foreign file may hold a cycle
+            if source not in makers or makers[source].op_type not in ("Reshape", "Transpose"):
+                break
+            source = makers[source].input[0]
+        maker = makers.get(source)
+        if not operator and (maker is None or maker.op_type != "DequantizeLinear"):
+            plain += source in kinds
             continue
-        source = weight.input[0]
-        if kinds.get(source) in INT_KINDS:
+        codes = source if operator or maker is None else maker.input[0]
+        if kinds.get(codes) in INT_KINDS:
             coded += 1
             data = makers.get(n.input[0])
-            quantized += data is not None and data.op_type == "DequantizeLinear"
-        elif source in makers and makers[source].op_type == "QuantizeLinear":
+            quantized += operator or (data is not None and data.op_type == "DequantizeLinear")
+        elif codes in makers and makers[codes].op_type == "QuantizeLinear":
             fake += 1
     if coded and quantized == coded and not (plain or fake):
-        return "int8-qdq"
+        return "int8-qop" if operators else "int8-qdq"
     if coded and not fake:
         return "int8 weight-only"
     if fake or any(n.op_type == "QuantizeLinear" for n in model.graph.node):
@@ -168,6 +181,7 @@ def _label(model: onnx.ModelProto) -> str:
 def _within_seven_bits(model: onnx.ModelProto) -> bool:
     codes = [t for t in model.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
     try:
-        return bool(codes) and all(int(np.abs(to_array(t).astype(np.int16)).max(initial=0)) <= 64 for t in codes)
+        arrays = map(to_array, codes)
+        return bool(codes) and all(max(int(a.max(initial=0)), -int(a.min(initial=0))) <= 64 for a in arrays)
     except ValueError:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,8 +73,9 @@ class Matcher:
         )
         self.tensor_of[tensor] = g_name
 
-    def on_grid(self, tensor: str, scale: str, zero: str, where: str) -> str:
-        """Name of the activation that ``tensor`` holds; the reader's grid must be that of the producer."""
+    def on_grid(self, operand: Sequence[str], where: str) -> str:
+        """Name of the activation of an operand (tensor, scale, zero point); its grid must be that of the producer."""
+        tensor, scale, zero = operand
         if tensor not in self.tensor_of:
             raise MismatchError("S4", where, "an operand is not a coded tensor")
         name = self.tensor_of[tensor]

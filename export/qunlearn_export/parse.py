@@ -81,7 +81,7 @@ class _Matcher(Matcher):
         if dq.op_type != "DequantizeLinear" or dq.input[0] not in self.tensor_of or dq.attribute:
             raise MismatchError("S4", where, "an operand is not a dequantized tensor")
         self.used.add(dq.output[0])
-        return self.on_grid(*dq.input[:3], where)
+        return self.on_grid(dq.input[:3], where)
 
     def _node(self, tensor: str, where: str) -> onnx.NodeProto:
         node = self.by_output.get(tensor)

@@ -66,7 +66,7 @@ class _Layer:
         match layer:
             case g.Conv():
                 inputs = [*self._x(0), *self.b.codes(layer), *y, *self._bias(layer)]
-                attrs = {"kernel_shape": list(layer.weight.shape[2:]), "group": layer.group}
+                attrs: dict[str, Any] = {"kernel_shape": list(layer.weight.shape[2:]), "group": layer.group}
                 attrs |= {k: list(getattr(layer, k)) for k in ("strides", "pads", "dilations")}
                 return self._emit("QLinearConv", inputs, out, **attrs)
             case g.Gemm():
@@ -122,5 +122,5 @@ def _has_grid(layer: g.AnyLayer) -> bool:
     return not isinstance(layer, g.MaxPool | g.Flatten | g.Reshape)
 
 
-def _window(layer: g.MaxPool | g.AveragePool) -> dict[str, list[int]]:
+def _window(layer: g.MaxPool | g.AveragePool) -> dict[str, Any]:
     return {"kernel_shape": list(layer.kernel), "strides": list(layer.strides), "pads": list(layer.pads)}

@@ -120,7 +120,7 @@ class _Matcher(Matcher):
         if last is not None:
             if last.op_type != "DequantizeLinear" or last.output[0] != sink.name:
                 raise MismatchError("S12", "output", "the output does not come from DequantizeLinear")
-            output = self.on_grid(*last.input[:3], "output")
+            output = self.on_grid(last.input[:3], "output")
         elif sink.name not in self.tensor_of or sink.type.tensor_type.elem_type != onnx.TensorProto.INT8:
             raise MismatchError("S12", "output", "the int8 output does not come from a layer")
         else:
@@ -214,7 +214,7 @@ class _Matcher(Matcher):
         grid = (node.input[at], node.input[at + 1])
         if op in ("QLinearConv", "QGemm", "QLinearMatMul"):
             return self._weighted(node, attrs, common, rows, back), grid
-        common["inputs"] = tuple(self.on_grid(*triple, name) for triple in operands(node))
+        common["inputs"] = tuple(self.on_grid(triple, name) for triple in operands(node))
         match op:
             case "QLinearAdd":
                 return g.Add(**common), grid
@@ -247,7 +247,7 @@ class _Matcher(Matcher):
     ) -> g.AnyLayer:
         name, op = common["name"], node.op_type
         source = node.input[0] if rows is None else rows.input[0]
-        common["inputs"] = (self.on_grid(source, node.input[1], node.input[2], name),)
+        common["inputs"] = (self.on_grid((source, node.input[1], node.input[2]), name),)
         weight = self.const(node.input[3], "int8", name)
         scale, zero = self.const(node.input[4], "float32", name), self.const(node.input[5], "int8", name)
         transposed = op == "QGemm" and attrs.get("transB", 0) == 1

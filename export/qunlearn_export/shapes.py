@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from qunlearn_export import graph as g
+from qunlearn_export.ties import combinations
 
 MAX_LAYER_NAME = 60
 MAX_ELEMENTS = 2**26
 MAX_WINDOW = 2**16
+MAX_COMBINATIONS = 2**23
+"""Code combinations that the tie check may go through for one network: 128 additions, or a mean over 181 x 181."""
+
 RESERVED = ("input", "logits")
 
 
@@ -51,6 +55,10 @@ def problems(graph: g.Graph) -> list[tuple[str, str]]:
             out.append((layer.name, f"output shape {have} is recorded, {want} follows from the inputs"))
         if layer.clip is not None and not (np.isfinite(layer.clip) and layer.clip > 0):
             out.append((layer.name, f"Clip(0, {layer.clip:g}) has no positive, finite end"))
+    if not out:
+        count = sum(combinations(one, [graph.activations[n].shape for n in one.inputs]) for one in graph.layers)
+        if count > MAX_COMBINATIONS:
+            out.append(("graph", f"{count} code combinations of sums and means are too many to check for ties"))
     return out
 
 

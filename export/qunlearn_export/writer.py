@@ -191,7 +191,7 @@ def export(
     if bad:
         raise VerificationError(
             "degenerate scales: " + "; ".join(f"{f.code} {f.where}: {f.message}" for f in bad[:8]) + ".",
-            remedy="Train or unlearn more gently, or repair dead channels.",
+            remedy="Train or unlearn more gently, or repair dead channels (`export --repair-dead`).",
         )
     found = ties(graph)
     tied = [t for t in found if t.share > tie_limit]

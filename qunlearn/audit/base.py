@@ -24,6 +24,7 @@ from qunlearn.data.splits import Splits
 from qunlearn.errors import ConfigError, InvariantError, UnsupportedError
 from qunlearn.fingerprint import code_digest, config_digest, plain
 from qunlearn.hyper import hyper, hypers, parse_settings, problems
+from qunlearn_export.files import canonical_json
 
 if TYPE_CHECKING:
     from qunlearn.tasks.base import Task
@@ -83,6 +84,8 @@ class AuditContext:
         kinds = {p.kind for p in (self.before, self.after, self.reference) if p is not None}
         if len(kinds) != 1:
             bad.append(f"artefact kinds are mixed: {', '.join(sorted(kinds))}")
+        elif len({canonical_json(plain(p.meta)) for p in (self.before, self.after, self.reference) if p}) > 1:
+            bad.append("before, after and reference run under different settings (runtime, level, entries or threads)")
         if self.subject not in SUBJECTS:
             bad.append(f"subject {self.subject!r} is none of {', '.join(SUBJECTS)}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
@@ -301,15 +304,25 @@ def _first_gates(ctx: AuditContext, utility_reasons: tuple[str, ...]) -> Judgeme
 
 def _capped(judgement: Judgement, same: Sequence[str], ctx: AuditContext) -> Judgement:
     """What rules out a pass: a model that did not change (and, unless it is a declared baseline, any other verdict on
-    it too), and a file that ships without a parity report that passed."""
+    it too), an update that was lost to rounding, and a file that ships without a parity report that passed."""
     if same and (ctx.subject != "baseline" or judgement.verdict == "pass"):
         return inconclusive(*(f"I-{s}" for s in same))
+    lost = _lost(ctx)
+    if lost and judgement.verdict == "pass":
+        return inconclusive(*lost)
     if judgement.verdict == "pass" and _ships(ctx.kind):
         if ctx.parity is None:
             return inconclusive("I-PARITY-MISSING")
         if ctx.parity.verdict != "pass":
             return inconclusive("I-PARITY")
     return judgement
+
+
+def _lost(ctx: AuditContext) -> list[str]:
+    """Why the change table rules out a pass: the update was lost when weights were rounded to codes."""
+    table = {} if ctx.change is None else ctx.change.to_json()
+    found = table.get("warnings", ()) if isinstance(table, Mapping) else ()
+    return [f"I-{w.removeprefix('W-')}" for w in found if w in ("W-LOST-TO-ROUNDING", "W-NOTHING-CHANGED")]
 
 
 def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ REASONS: Mapping[str, str] = {
     "I-SAME-BYTES": "The file or tensor digest before and after is the same.",
     "I-SAME-CODES": "The integer codes before and after are the same: the shipped model did not change.",
     "I-SAME-LOGITS": "The logits before and after are equal bit for bit.",
+    "I-LOST-TO-ROUNDING": "Most of the update was lost when weights were rounded to integer codes.",
+    "I-NOTHING-CHANGED": "No integer code changed.",
     "I-MIA-DEGENERATE": "The attack cannot tell members from non-members at all; its share is an accident.",
     "I-DISAGREE": "The trained model and a shipping artefact got different verdicts.",
 }

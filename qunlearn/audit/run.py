@@ -243,7 +243,7 @@ def _stop_on_degenerate(findings: Sequence[Any]) -> None:
             "the unlearned network is degenerate: "
             + "; ".join(f"{f.code} at {f.where}: {f.message}" for f in errors)
             + ".",
-            remedy="Unlearn more gently, or repair dead channels where the finding offers it.",
+            remedy="Unlearn more gently, or repair dead channels (`export --repair-dead`).",
         )
 
 

@@ -66,7 +66,7 @@ def export_model(
                     staged.replace(path.with_name(f"{path.stem}.rejected.onnx"))
                 raise VerificationError(
                     f"the file does not agree with its network: {'; '.join(found.reasons[:4])}.",
-                    remedy="Look at it with --keep-failed; report the layer named first.",
+                    remedy="Train with --grid exact, on which all runtimes agree, or look at it with --keep-failed.",
                 )
         staged.replace(path)
     finally:

@@ -61,9 +61,9 @@ def parse_audits(text: str | None) -> list[Audit]:
     return [AUDITS[n]() for n in names]
 
 
-def from_run(model: quant.QuantModel, config: quant.RunConfig, file: Path) -> Subject:
+def from_run(model: quant.QuantModel, config: quant.RunConfig, file: Path, *, form: str = "qdq") -> Subject:
     """Export a network next to the others; its parity is checked by :func:`assess`."""
-    artefact.export_model(model, config, file, inputs=None)
+    artefact.export_model(model, config, file, inputs=None, form=form)
     return Subject(file=file, model=model, graph=reader.read(file))
 
 

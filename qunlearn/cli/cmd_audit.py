@@ -43,6 +43,7 @@ def command(
     from qunlearn.cli import workspace as ws
     from qunlearn.data.request import Request
     from qunlearn.data.splits import make_splits
+    from qunlearn_export.check import form_of, load_model
 
     chosen = kinds_of([k.strip() for k in kinds.split(",")])
     named = assess.parse_audits(audits)
@@ -59,10 +60,11 @@ def command(
     if opened is not None:
         ready = assess.from_run(*opened, folder / "after.onnx")
     assert ready is not None
+    form = form_of(load_model(ready.file))  # all in one form: files of different forms run under different settings
     found = assess.assess(
-        assess.from_run(base, config, folder / "before.onnx"),
+        assess.from_run(base, config, folder / "before.onnx", form=form),
         ready,
-        assess.from_run(*retrained, folder / "reference.onnx") if retrained is not None else None,
+        assess.from_run(*retrained, folder / "reference.onnx", form=form) if retrained is not None else None,
         splits=splits,
         task_name=config.task,
         seed=seed,

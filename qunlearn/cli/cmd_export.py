@@ -57,6 +57,7 @@ def command(
         keep_failed=keep_failed,
     )
     report = done.report
+    repaired = [f"{f.where}: {f.message}" for f in report.findings if repair_dead and f.code == "D4"]
     covered = done.parity.coverage if done.parity else coverage(report.path, done.graph)
     value = {
         "file": str(report.path),
@@ -68,11 +69,13 @@ def command(
         "warnings": list(report.warnings),
         "findings": [f.__dict__ for f in report.findings],
         "ties": [t.__dict__ for t in report.ties],
+        "repaired": repaired,
         "coverage": covered.to_json(),
         "parity": done.parity.to_json() if done.parity else None,
     }
     lines = [f"{report.path}: {report.n_bytes:,} B, codes {report.codes_digest[:16]}, file {report.file_digest[:16]}"]
     lines += [f"warning: {w}" for w in report.warnings]
+    lines += [f"repaired: {r}" for r in repaired]
     lines += [f"warning: {f.code} {f.where}: {f.message}" for f in report.findings]
     lines += [f"tie: {t.layer} ({t.op}), {t.share:.2g} of all code combinations" for t in report.ties]
     if done.parity:

@@ -23,6 +23,7 @@ qunlearn train --data kws --model dscnn --exclude group=theo -o runs/without
 @click.option("--model", "name", required=True, help="dscnn, resnet8, resnet18, mobilenetv2, or module:function.")
 @click.option("--bits", default="w8a8", show_default=True, help="w8a8, w4a8, w4a4 or w2a2.")
 @click.option("--weight-range", default="8bit", show_default=True, help="8bit or 7bit weight codes.")
+@click.option("--grid", default="free", show_default=True, help="exact: the same codes in every runtime.")
 @click.option("--epochs", type=click.IntRange(0, 10_000), help="Passes over the data; 0 only quantizes.")
 @click.option("--init-from", type=click.Path(), help="Run whose tensors to start from.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
@@ -36,6 +37,7 @@ def command(
     name: str,
     bits: str,
     weight_range: str,
+    grid: str,
     epochs: int | None,
     init_from: str | None,
     seed: int,
@@ -52,7 +54,7 @@ def command(
     from qunlearn.data.splits import training_samples
     from qunlearn.errors import DataError
 
-    spec = quant.QuantSpec.parse(bits, weight_range=weight_range)
+    spec = quant.QuantSpec.parse(bits, weight_range=weight_range, grid=grid)
     dataset = ws.load_data(settings, source)
     request = Request.parse(exclude) if exclude is not None else None
     samples = training_samples(dataset, request, seed)

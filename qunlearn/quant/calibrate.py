@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qunlearn.errors import DivergedError
+from qunlearn.quant.exact import CLIP, affine_grid, power_of_two
 from qunlearn.quant.layers import act_quantizer
 from qunlearn.quant.model import WEIGHTED, QuantModel
 
@@ -86,9 +87,14 @@ def _set_activation(layer: torch.nn.Module, lo: Tensor, hi: Tensor, mean: Tensor
     bits = int(q.bits)
     if int(q.zero_point) == -128 and hasattr(layer, "ceiling"):
         top = hi if bits > LOW_BITS else 2 * mean * (2**bits - 1) ** 0.5
-        q.set_grid(torch.clamp(top, min=1e-3) / (2**bits - 1))
+        scale = torch.clamp(top, min=1e-3) / (2**bits - 1)
+        q.set_grid(power_of_two(scale, clip=CLIP if bits > LOW_BITS else 0.5) if q.power_of_two else scale)
         return
     lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
+    if q.power_of_two:
+        hi = torch.maximum(hi, lo + 1e-3)
+        q.set_grid(*affine_grid(lo, hi))
+        return
     span = torch.clamp(hi - lo, min=1e-3)
     scale = span / 255
     zero = int(torch.clamp((-128 - lo / scale).round(), -128, 127))

@@ -45,6 +45,11 @@ class LayerChange:
     cosine: float | None
     lsb_step: float | None
 
+    @property
+    def share(self) -> float:
+        """Changed codes as a fraction of the layer's."""
+        return self.codes_changed / max(1, self.codes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeTable:
@@ -97,7 +102,7 @@ class ChangeTable:
             "activation_scales_changed": self.activation_scales_changed,
             "cosine": self.cosine,
             "warnings": list(self.warnings),
-            "layers": [asdict(r) | {"histogram": list(r.histogram)} for r in self.rows],
+            "layers": [asdict(r) | {"histogram": list(r.histogram), "share": r.share} for r in self.rows],
         }
 
 

@@ -181,7 +181,8 @@ class FakeQuantize(nn.Module):
     """Codes in [``lo``, ``hi``] around a fixed integer ``zero_point``; ``scale`` is a learned float32 parameter.
 
     ``lo`` and ``hi`` are codes as they ship (int8). ``scale`` has shape [] or, per output channel, [K, 1, ...].
-    ``enabled = False`` lets values pass unchanged (the float phase of training).
+    ``enabled = False`` lets values pass unchanged (the float phase of training). ``power_of_two`` marks a scale that
+    must stay a power of two; it is set by calibration and not learned.
     """
 
     scale: nn.Parameter
@@ -190,6 +191,7 @@ class FakeQuantize(nn.Module):
 
     def __init__(self, *, scale_shape: tuple[int, ...], lo: int, hi: int, bits: int, zero_point: int = 0) -> None:
         super().__init__()
+        self.power_of_two = False
         self.scale = nn.Parameter(torch.ones(scale_shape))
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32))
         self.register_buffer("bits", torch.tensor(float(bits)), persistent=False)
@@ -200,28 +202,29 @@ class FakeQuantize(nn.Module):
         """(value, scale, zero point, bit width): the tuple that a brevitas proxy expects."""
         return (self.quantize(x) if self.enabled else x), self.scale, self.zero_point, self.bits
 
-    def quantize(self, x: Tensor, *, clip: tuple[float, float] = NO_CLIP) -> Tensor:
+    def quantize(self, x: Tensor, *, clip: tuple[float, float] = NO_CLIP, scale: Tensor | None = None) -> Tensor:
         """The dequantized value of the code nearest to ``x``, cut to ``clip`` before; same shape and type.
 
-        The bottom of ``clip`` is 0 (ReLU) or minus infinity.
+        The bottom of ``clip`` is 0 (ReLU) or minus infinity. ``scale`` takes the place of the quantizer's own.
         """
+        own = self.scale if scale is None else scale
         z = int(self.zero_point)
         lo, hi = self.lo - z, self.hi - z
-        n = x.numel() / max(1, self.scale.numel()) if self.scale.numel() > 1 else x.numel() / x.shape[0]
+        n = x.numel() / max(1, own.numel()) if own.numel() > 1 else x.numel() / x.shape[0]
         grad_scale = 1.0 / (n * max(1, hi)) ** 0.5
         out: Tensor
-        if self.scale.numel() == 1 and self.scale.dtype == x.dtype and x.dtype in _NUMPY:
-            out = _PerTensor.apply(x, self.scale, lo, hi, grad_scale, clip)  # type: ignore[no-untyped-call]
+        if own.numel() == 1 and own.dtype == x.dtype and x.dtype in _NUMPY:
+            out = _PerTensor.apply(x, own, lo, hi, grad_scale, clip)  # type: ignore[no-untyped-call]
         else:
             x = x if clip[1] == math.inf else x.clamp(max=clip[1])
             x = x if clip[0] == -math.inf else torch.relu(x)
-            out = _PerChannel.apply(x, self.scale, lo, hi, grad_scale)  # type: ignore[no-untyped-call]
+            out = _PerChannel.apply(x, own, lo, hi, grad_scale)  # type: ignore[no-untyped-call]
         return out
 
-    def codes(self, x: Tensor) -> Tensor:
-        """Integer codes (int8) of ``x`` on this grid."""
+    def codes(self, x: Tensor, *, scale: Tensor | None = None) -> Tensor:
+        """Integer codes (int8) of ``x`` on this grid, or on that of another ``scale``."""
         z = int(self.zero_point)
-        q = (x.detach() / self.scale.detach()).round() + z
+        q = (x.detach() / (self.scale if scale is None else scale).detach()).round() + z
         return q.clamp(self.lo, self.hi).to(torch.int8)
 
     @torch.no_grad()

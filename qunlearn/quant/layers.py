@@ -107,9 +107,10 @@ class _QuantLinear(qnn.QuantLinear):  # type: ignore[misc]
         return nn.functional.linear(x, weight_quantizer(self)(self.weight)[0], self.bias)
 
 
-def quant_relu(*, bits: int, ceiling: float | None) -> nn.Module:
+def quant_relu(*, bits: int, ceiling: float | None, power_of_two: bool = False) -> nn.Module:
     """ReLU, or Clip(0, ``ceiling``), with codes -128 .. -128 + 2^bits - 1 and zero point -128 (artefact_onnx 2.2)."""
     q = FakeQuantize(scale_shape=(), lo=-128, hi=-128 + 2**bits - 1, bits=bits, zero_point=-128)
+    _fix(q, power_of_two)
     layer = _QuantReLU(act_quant=_act_injector(q))
     layer.ceiling = ceiling
     _plain_output(layer.act_quant)
@@ -117,13 +118,19 @@ def quant_relu(*, bits: int, ceiling: float | None) -> nn.Module:
     return out
 
 
-def quant_identity() -> nn.Module:
+def quant_identity(*, power_of_two: bool = False) -> nn.Module:
     """An 8-bit affine grid with a free zero point (graph input, residual branches, pools, logits)."""
     q = FakeQuantize(scale_shape=(), lo=-128, hi=127, bits=8)
+    _fix(q, power_of_two)
     layer = _QuantIdentity(act_quant=_act_injector(q))
     _plain_output(layer.act_quant)
     out: nn.Module = layer
     return out
+
+
+def _fix(q: FakeQuantize, power_of_two: bool) -> None:
+    q.power_of_two = power_of_two
+    q.scale.requires_grad_(not power_of_two)
 
 
 def weight_quantizer(layer: Any) -> FakeQuantize:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qunlearn.errors import UnsupportedError, VerificationError
+from qunlearn.quant.exact import bn_affine, weight_grid
 from qunlearn.quant.model import INPUT, WEIGHTED, QuantModel, Step
 from qunlearn_export import graph as g
 from qunlearn_export.graph import codes_digest as digest_of
@@ -65,7 +66,7 @@ def lower(model: QuantModel, *, meta: Mapping[str, Any] | None = None, repair_de
         raise VerificationError(
             f"D1: bias codes leave int32 (dead channels): {', '.join(overflow[:8])}"
             f"{f' and {len(overflow) - 8} more' if len(overflow) > 8 else ''}.",
-            remedy="Train longer, use a gentler method, or repair dead channels.",
+            remedy="Train longer, use a gentler method, or repair dead channels (`export --repair-dead`).",
         )
     weighted = [s for s in model.steps if s.kind in WEIGHTED]
     facts = {
@@ -121,16 +122,17 @@ def _weights(
     q = model.weight_quantizer_of(step)
     weight = module.weight
     assert isinstance(weight, Tensor)
-    w_codes = q.codes(weight).cpu().numpy()
+    factor, offset = (None, None) if step.bn is None else bn_affine(model.get_submodule(step.bn))
+    grid, folded = weight_grid(q, factor) if model.spec.grid == "exact" else (None, None)
+    w_codes = q.codes(weight, scale=grid).cpu().numpy()
     scale = q.scale.detach().double().flatten().cpu().numpy()
     raw_bias = module.bias
     bias = raw_bias.detach().double().cpu().numpy() if isinstance(raw_bias, Tensor) else None
-    if step.bn is not None:
-        factor, offset = bn_affine(model.get_submodule(step.bn))
+    if factor is not None and offset is not None:
         bias = offset + (0.0 if bias is None else bias) * factor
         w_codes = np.where((factor < 0)[:, None, None, None], -w_codes, w_codes).astype(np.int8)
         scale = scale * np.abs(factor)
-    weight_scale = scale.astype(np.float32)
+    weight_scale = (scale if folded is None else folded).astype(np.float32)
     if bias is None:
         return {"weight": w_codes, "weight_scale": weight_scale, "bias": None}
     ratio = _ratio(bias, input_scale, weight_scale)
@@ -149,18 +151,6 @@ def _ratio(bias: NDArray[np.float64], input_scale: np.float32, weight_scale: NDA
     grid = g.bias_scale(input_scale, weight_scale).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.asarray(bias / grid)
-
-
-def bn_affine(bn: nn.Module) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Factor gamma / sigma and offset beta - mu gamma / sigma of a BatchNorm in evaluation mode, float64 [K]."""
-    assert isinstance(bn, nn.BatchNorm2d)
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
-    mean, var = bn.running_mean.double(), bn.running_var.double()
-    gamma = bn.weight.detach().double() if bn.affine else torch.ones_like(mean)
-    beta = bn.bias.detach().double() if bn.affine else torch.zeros_like(mean)
-    factor = gamma / torch.sqrt(var + bn.eps)
-    return factor.cpu().numpy(), (beta - mean * factor).cpu().numpy()
 
 
 def _layer(model: QuantModel, step: Step, common: dict[str, Any]) -> g.AnyLayer:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qunlearn.errors import ConfigError
+from qunlearn.quant.exact import power_of_two, run_weighted
 from qunlearn.quant.fake import MIN_SCALE, FakeQuantize
 from qunlearn.quant.layers import act_quantizer, quant_identity, weight_quantizer
 from qunlearn.quant.spec import QuantSpec
@@ -48,7 +49,7 @@ class QuantModel(nn.Module):
         self.spec = spec
         self.in_shape = in_shape
         self.steps = steps
-        self.input_quant = quant_identity()
+        self.input_quant = quant_identity(power_of_two=spec.grid == "exact")
         last_use: dict[str, int] = {}
         for i, step in enumerate(steps):
             for name in step.inputs:
@@ -81,6 +82,9 @@ class QuantModel(nn.Module):
 
     def run_step(self, step: Step, *inputs: Tensor) -> Tensor:
         """One operator on dequantized inputs, its own quantizer included."""
+        if self._folds(step):
+            out = self._run_folded(step, inputs[0])
+            return out if step.act is None else self._activate(step, out)
         out = self._operate(step, inputs)
         if step.bn is not None:
             out = self._normalize(step, out)
@@ -88,9 +92,23 @@ class QuantModel(nn.Module):
             shift = self._bias_rounding(step, None)
             if shift is not None:
                 out = out + shift.reshape(-1, *([1] * (out.ndim - 2)))
-        if step.act is not None:
-            out = self.get_submodule(step.act)(out)
+        return out if step.act is None else self._activate(step, out)
+
+    def _activate(self, step: Step, x: Tensor) -> Tensor:
+        out: Tensor = self.get_submodule(str(step.act))(x)
         return out
+
+    def _folds(self, step: Step) -> bool:
+        """Whether a layer runs as it ships: on an exact grid, where no batch statistics are taken."""
+        if self.spec.grid != "exact" or step.kind not in WEIGHTED or not self.weight_quantizer_of(step).enabled:
+            return False
+        return not (self.training if step.bn is None else self.get_submodule(step.bn).training)
+
+    def _run_folded(self, step: Step, x: Tensor) -> Tensor:
+        bn = None if step.bn is None else self.get_submodule(step.bn)
+        assert bn is None or isinstance(bn, nn.BatchNorm2d)
+        scale = self.quantizer_of(step.inputs[0]).scale.detach()
+        return run_weighted(self.get_submodule(str(step.module)), bn, self.weight_quantizer_of(step), scale, x)
 
     def _normalize(self, step: Step, x: Tensor) -> Tensor:
         """BatchNorm; in evaluation mode with the folded bias on its int32 grid, as it ships."""
@@ -207,9 +225,14 @@ def scale_parameter_names(model: nn.Module) -> frozenset[str]:
 
 @torch.no_grad()
 def clamp_scales(model: nn.Module) -> None:
-    """Keep learned scales positive and normal; called after every optimizer step that may move them."""
+    """Keep learned scales positive and normal, and powers of two where they must be.
+
+    Called after every optimizer step that may move them.
+    """
     for module in model.modules():
         if isinstance(module, FakeQuantize):
+            if module.power_of_two and module.scale.requires_grad:
+                module.scale.copy_(power_of_two(module.scale, clip=0.5))
             module.scale.clamp_(min=MIN_SCALE)
 
 

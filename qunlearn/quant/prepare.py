@@ -320,7 +320,12 @@ def _fill(out: QuantModel, source: nn.Module, relus: dict[str, float | None]) ->
         if step.bn is not None:
             _set_submodule(out, step.bn, source.get_submodule(step.bn))
         if step.act is not None:
-            act = quant_relu(bits=spec.act_bits, ceiling=relus[step.act]) if step.act in relus else quant_identity()
+            exact = spec.grid == "exact"
+            act = (
+                quant_relu(bits=spec.act_bits, ceiling=relus[step.act], power_of_two=exact)
+                if step.act in relus
+                else quant_identity(power_of_two=exact)
+            )
             _set_submodule(out, step.act, act)
 
 

@@ -18,12 +18,14 @@ class QuantSpec:
 
     First and last weighted layer keep 8 bits; activations below 8 bits are those after a ReLU, all others keep 8
     (DESIGN 3, artefact_onnx 2.2). ``weight_range="7bit"`` holds 8-bit weight codes in [-63, 63], which is exact in any
-    x86 session at the cost of one bit of weight resolution.
+    x86 session at the cost of one bit of weight resolution. ``grid="exact"`` takes powers of two as activation scales
+    and short weight scales, with which float sums are exact and every runtime gives the same codes (``quant.exact``).
     """
 
     weight_bits: int = 8
     act_bits: int = 8
     weight_range: str = "8bit"
+    grid: str = "free"
 
     def __post_init__(self) -> None:
         if type(self.weight_bits) is not int or type(self.act_bits) is not int:
@@ -32,6 +34,8 @@ class QuantSpec:
             raise NotYetError(f"bit widths {self.name!r} are not offered.", remedy=f"Use one of {', '.join(OFFERED)}.")
         if self.weight_range not in ("8bit", "7bit"):
             raise ConfigError(f"weight range {self.weight_range!r} is unknown.", remedy="Use 8bit or 7bit.")
+        if self.grid not in ("free", "exact"):
+            raise ConfigError(f"grid {self.grid!r} is unknown.", remedy="Use free or exact.")
 
     @property
     def name(self) -> str:
@@ -39,12 +43,12 @@ class QuantSpec:
         return f"w{self.weight_bits}a{self.act_bits}"
 
     @classmethod
-    def parse(cls, text: str, *, weight_range: str = "8bit") -> QuantSpec:
+    def parse(cls, text: str, *, weight_range: str = "8bit", grid: str = "free") -> QuantSpec:
         """From ``w8a8`` and the like; ConfigError when malformed, NotYetError when not offered."""
         match = _BITS.fullmatch(text.lower())
         if not match:
             raise ConfigError(f"bit widths {text!r} are malformed.", remedy=f"Use one of {', '.join(OFFERED)}.")
-        return cls(weight_bits=int(match[1]), act_bits=int(match[2]), weight_range=weight_range)
+        return cls(weight_bits=int(match[1]), act_bits=int(match[2]), weight_range=weight_range, grid=grid)
 
     def weight_qmax(self, *, edge: bool) -> int:
         """Largest weight code; ``edge`` = first or last weighted layer (8 bits)."""
@@ -54,5 +58,6 @@ class QuantSpec:
         return int(2 ** (bits - 1) - 1)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain mapping, inverse of ``QuantSpec(**mapping)``."""
-        return {"weight_bits": self.weight_bits, "act_bits": self.act_bits, "weight_range": self.weight_range}
+        """Plain mapping, inverse of ``QuantSpec(**mapping)``; a free grid is not mentioned."""
+        out = {"weight_bits": self.weight_bits, "act_bits": self.act_bits, "weight_range": self.weight_range}
+        return out if self.grid == "free" else {**out, "grid": self.grid}

@@ -166,6 +166,37 @@ def test_r20_mixed_artefact_kinds_are_refused(world: Any) -> None:
         world.context(world.original, world.retrained, world.retrained.as_kind("oracle"))
 
 
+def test_mixed_settings_are_refused(world: Any, lab: Any) -> None:
+    class Other(lab.TableModel):  # type: ignore[misc]
+        @property
+        def meta(self) -> Any:
+            return {**super().meta, "threads": 2}
+
+    other = Other(world.retrained.table)
+    with pytest.raises(ConfigError, match="different settings"):
+        world.context(world.original, world.retrained, other)
+    with pytest.raises(ConfigError, match="different settings"):
+        world.context(world.original, other, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("code", ["LOST-TO-ROUNDING", "NOTHING-CHANGED"])
+def test_an_update_lost_to_rounding_cannot_pass(name: str, code: str, world: Any) -> None:
+    class Change:
+        def __init__(self, *warnings: str) -> None:
+            self.warnings = list(warnings)
+
+        def to_json(self) -> Any:
+            return {"warnings": self.warnings}
+
+    models = (world.original, _pass(world), world.retrained)
+    assert AUDITS[name]()(world.context(*models, change=Change("W-OTHER"))).verdict == "pass"
+    result = AUDITS[name]()(world.context(*models, change=Change(f"W-{code}")))
+    assert (result.verdict, result.reasons) == ("inconclusive", (f"I-{code}",))
+    worse = world.context(world.original, FIXTURES[name]["under"](world), world.retrained, change=Change(f"W-{code}"))
+    assert AUDITS[name]()(worse).verdict == "fail"
+
+
 def test_context_names_every_problem_at_once(world: Any) -> None:
     with pytest.raises(ConfigError, match=r"mixed.*subject.*seed"):
         world.context(world.original, world.retrained.as_kind("oracle"), world.retrained, subject="x", seed=-1)

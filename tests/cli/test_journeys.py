@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from qunlearn import tasks
+from qunlearn import quant, tasks
 from qunlearn.audit import AUDITS
 from qunlearn.audit.predictor import OnnxPredictor
 from qunlearn.audit.summary import summary
@@ -196,6 +197,27 @@ def test_audit_of_an_operator_file(call: Call, home: Path, tmp_path: Path) -> No
     both = [audit(call, home, tmp_path / f"{n}.onnx", tmp_path / n) for n in ("q", "m")]
     assert both[0].code == both[1].code
     assert both[0].json["after"] == both[1].json["after"]
+
+
+def test_dead_channels_are_repaired_only_on_request(call: Call, home: Path, tmp_path: Path) -> None:
+    """Check D4: pruned channels with a tiny scale forbid the file; repaired, it agrees with its network."""
+    model, config = quant.load_run(home / "base")
+    step = next(s for s in model.steps if s.kind == "conv")
+    with torch.no_grad():
+        model.get_submodule(str(step.module)).weight[[0, 3]] = 0
+        model.weight_quantizer_of(step).scale[[0, 3]] = 1e-12
+    (tmp_path / "pruned").mkdir()
+    quant.save_run(tmp_path / "pruned", model, config)
+    target = tmp_path / "m.onnx"
+    done = call("export", tmp_path / "pruned", "-o", target)
+    assert (done.code, done.out, target.exists()) == (3, "", False)
+    assert "D1" in done.err
+    assert "--repair-dead" in done.err
+    done = call("export", tmp_path / "pruned", "-o", target, "--repair-dead", "--parity-n", "64", "--json")
+    assert done.code == 0, done.err
+    assert done.json["parity"]["verdict"] == "pass"
+    assert done.json["repaired"] == [f"{step.name}: dead channels 0, 3"]
+    assert {f["code"] for f in done.json["findings"]} >= {"D4"}
 
 
 def test_labels_travel_in_the_file(call: Call, home: Path, tmp_path: Path) -> None:

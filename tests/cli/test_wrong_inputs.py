@@ -144,6 +144,7 @@ CASES: list[Case] = [
     ("epochs no number", 2, "--epochs", train("--epochs", "many")),
     ("negative epochs", 2, "--epochs", train("--epochs", "-1")),
     ("unknown weight range", 2, "weight range", train("--weight-range", "6bit")),
+    ("unknown grid", 2, "grid", train("--grid", "coarse")),
     ("reference card without groups", 2, "groups", train("--reference-card")),
     ("unknown option", 2, "--bitz", train("--bitz", "w8a8")),
     ("output is a file", 2, "not a folder", file_in_the_way),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qunlearn_export import codegen, fwbuild, package, selftest, writer
+from qunlearn_export import codegen, fwbuild, package, reader, selftest, writer
 from qunlearn_export.cnames import identifier, identifiers
 from qunlearn_export.errors import (
     ArtefactError,
@@ -141,6 +141,32 @@ def test_an_arena_of_the_caller(nets: Any, tmp_path: Path) -> None:
     flags = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-DQUL_EXTERNAL_ARENA"]
     subprocess.run(["cc", *flags, "-o", "mine", *sources], cwd=folder, check=True)
     assert subprocess.run([str(folder / "mine")], check=False).returncode == 0
+
+
+@needs_c
+def test_a_debug_build_spoils_a_forgotten_refill(nets: Any, tmp_path: Path) -> None:
+    """Trap 15: the second of two runs without a new input does not look like the first."""
+    folder = generated(nets.tiny(), tmp_path / "fw")
+    (folder / "twice.c").write_text(
+        '#include "model.h"\n#include <string.h>\n'
+        "int main(void) { int8_t first[MODEL_OUTPUT_BYTES]; uint32_t i; int8_t *x = model_input();\n"
+        "for (i = 0; i < MODEL_INPUT_BYTES; i++) { x[i] = (int8_t)(i * 37u % 251u - 120); }\n"
+        "model_run(); memcpy(first, model_output(), sizeof first); model_run();\n"
+        "return memcmp(first, model_output(), sizeof first) != 0; }\n"
+    )
+    sources = [p.name for p in folder.glob("*.c") if p.name != "main.c"]
+    subprocess.run(["cc", "-std=c99", "-DQUL_DEBUG", "-o", "twice", *sources], cwd=folder, check=True)
+    assert subprocess.run([str(folder / "twice")], check=False).returncode == 1
+
+
+@needs_c
+def test_both_forms_of_the_file_give_one_firmware(nets: Any, tmp_path: Path) -> None:
+    graph = nets.tiny()
+    made = {}
+    for form in ("qdq", "qop"):
+        writer.export(graph, tmp_path / f"{form}.onnx", form=form)
+        made[form] = codegen.generate(codegen.site(reader.read(tmp_path / f"{form}.onnx")), HOST)
+    assert made["qdq"] == made["qop"]
 
 
 def test_two_processes_give_equal_bytes(

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from qunlearn_export import graph as g
 
 F32 = np.float32
-KINDS = ("dense", "grouped", "depthwise", "multiplier", "one_d", "linear", "add", "maxpool", "average", "global",
-         "requant", "concat", "flatten", "reshape")  # fmt: skip
+KINDS = ("dense", "grouped", "depthwise", "multiplier", "one_d", "linear", "flat_linear", "add", "maxpool",
+         "average", "global", "requant", "concat", "flatten", "reshape")  # fmt: skip
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
@@ -47,6 +47,8 @@ def work(nets: Any, kind: str, seed: int) -> op_program.Work:
         return _weighted(nets, rng, kind, head, scale, zero)
     shape = (draw(rng, 1, 17), draw(rng, 1, 17), draw(rng, 1, 17))
     start = nets.act("input", shape, scale, zero)
+    if kind == "flat_linear":
+        return _after_a_map(nets, rng, start)
     out = float(rng.uniform(0.005, 0.05))
     limits, out_zero = clamp(rng, out, always=kind == "requant")
     if kind in ("add", "concat"):
@@ -89,6 +91,21 @@ def work(nets: Any, kind: str, seed: int) -> op_program.Work:
             steps.append((last, out, -128))
         return op_program.Work(nets.graph(start, *steps), codes(rng, shape))
     return op_program.Work(nets.graph(start, (layer, out, out_zero)), codes(rng, shape))
+
+
+def _after_a_map(nets: Any, rng: np.random.Generator, start: g.Activation) -> op_program.Work:
+    """Trap 13: a flattened map, with or without a clamp on the way, before a linear layer."""
+    d, k = int(np.prod(start.shape)), draw(rng, 1, 17)
+    scale, zero = float(start.scale), start.zero_point
+    weight = rng.integers(-127, 128, (k, d)).astype(np.int8)
+    steps: list[Any] = [(g.Flatten(name="flat", inputs=("input",), output="flat.out"), scale, zero)]
+    if draw(rng, 0, 1):
+        steps.append((g.Requant(name="relu", inputs=("flat.out",), output="relu.out", relu=True), scale * 1.1, -128))
+    source = steps[-1][0].output
+    scales = rng.uniform(0.001, 0.01, k).astype(F32)
+    fc = g.Gemm(name="fc", inputs=(source,), output="fc.out", weight=weight, weight_scale=scales)
+    steps.append((fc, float(scale * 0.005 * 90 * 73 * np.sqrt(d) / 60), draw(rng, -128, 127)))
+    return op_program.Work(nets.graph(start, *steps), codes(rng, start.shape))
 
 
 def _weighted(

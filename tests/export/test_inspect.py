@@ -77,6 +77,33 @@ FILES: dict[str, tuple[str, bytes]] = {
             **GRID,
         ),
     ),
+    "operators beside a float layer": (
+        "int8 weight-only",
+        foreign(
+            [
+                ENDS[0],
+                node("QLinearMatMul", "xq s z w s z s z", "yq"),
+                node("DequantizeLinear", "yq s z", "h"),
+                node("MatMul", "h v", "logits"),
+            ],
+            w=CODES,
+            v=np.eye(3, dtype=np.float32),
+            **GRID,
+        ),
+    ),
+    "operators on weights that are float on disk": (
+        "fake-quant only",
+        foreign(
+            [
+                ENDS[0],
+                node("QuantizeLinear", "w s z", "wq"),
+                node("QLinearMatMul", "xq s z wq s z s z", "yq"),
+                node("DequantizeLinear", "yq s z", "logits"),
+            ],
+            w=FLOAT_WEIGHT,
+            **GRID,
+        ),
+    ),
     "operators": (
         "int8-qop",
         foreign(
@@ -131,6 +158,16 @@ def test_our_file(nets: Any, tmp_path: Path, io: str) -> None:
     assert "use 8 bits" in text
 
 
+def unsigned_operators() -> bytes:
+    wide = {**GRID, "z": np.uint8(128), "zw": np.int8(0)}
+    nodes = [
+        ENDS[0],
+        node("QLinearMatMul", "xq s z w s zw s z", "yq"),
+        node("DequantizeLinear", "yq s z", "logits"),
+    ]
+    return foreign(nodes, w=(CODES * 2).astype(np.int8), **wide)
+
+
 def test_seven_bits_and_static_saturation_rule(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import qunlearn_export.inspect as module
 
@@ -144,6 +181,9 @@ def test_seven_bits_and_static_saturation_rule(nets: Any, monkeypatch: pytest.Mo
         wide, narrow = inspect(writer.serialize(graph)), inspect(writer.serialize(small))
         assert (wide.seven_bit, wide.may_saturate) == (False, saturates)
         assert (narrow.seven_bit, narrow.may_saturate) == (True, False)
+        # operators on int8 activations add exactly in every session; on uint8 activations they do not
+        assert not inspect(writer.serialize(graph, form="qop")).may_saturate
+        assert inspect(unsigned_operators()).may_saturate is saturates
 
 
 def test_findings_of_a_changed_file_of_ours(nets: Any) -> None:
@@ -175,3 +215,11 @@ def test_a_file_that_does_not_load_is_described() -> None:
     assert "NoSuchOperator" in found.load_error
     assert found.label == "float"
     assert "loads      no" in found.render()
+
+
+def test_a_cycle_of_nodes_does_not_hang() -> None:
+    model = onnx.load_from_string(
+        foreign([node("Reshape", "loop shape", "loop"), node("MatMul", "input loop", "logits")])
+    )
+    found = inspect(model.SerializeToString())
+    assert (found.label, found.loads) == ("float", False)

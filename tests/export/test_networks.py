@@ -20,6 +20,7 @@ from qunlearn.cli import journey
 from qunlearn.data import sources
 from qunlearn.data.dataset import Dataset, Samples
 from qunlearn.errors import DataError
+from qunlearn.quant import QuantModel
 from qunlearn_export import reader, writer
 from qunlearn_export.extract import recover
 from qunlearn_export.graph import Graph
@@ -28,9 +29,11 @@ from qunlearn_export.parity import compare_logits, parity
 from qunlearn_export.runtime import make_session, run
 
 BATCH = 50
-KNOWN = ("mobilenetv2@0.35 w8a8", "mobilenetv2@0.35 w4a4", "resnet18@16 w4a4")
-"""Networks whose free-running logits are known to leave the bound after one epoch of training (5, 7 and 2 LSB): every
-layer alone is within 1 LSB, but the differences of the float reading grow with depth. ``export`` refuses such files."""
+KNOWN = ("mobilenetv2@0.35 w8a8 free", "mobilenetv2@0.35 w4a4 free")
+"""Networks whose free-running logits leave the bound on the free grid, and are refused by ``export``. Every layer alone
+is within 1 LSB; a difference of one code in the first blocks, from float sums of the ``off`` reading, grows by half per
+block through fifty layers. Longer training does not mend it (3 LSB after 8 epochs on 20,000 images); the exact grid
+does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,10 @@ class Found:
         bounds = ((self.off, 1), (self.level_all, 1), (self.torch, 2))
         return all(pair[0] <= bound for pair, bound in bounds) and self.clear >= 0.999
 
+    def identical(self) -> bool:
+        """Whether sessions, oracle and network gave the same codes."""
+        return not any(pair[0] for pair in (self.off, self.level_all, self.torch))
+
     def check(self) -> None:
         assert self.inside(), self
 
@@ -75,7 +82,7 @@ def pair(a: NDArray[np.int8], b: NDArray[np.int8]) -> tuple[int, float]:
     return int(d.max()), float((d != 0).mean())
 
 
-def exported(model: quant.QuantModel, folder: Path) -> tuple[Graph, Path]:
+def exported(model: QuantModel, folder: Path) -> tuple[Graph, Path]:
     """Lower and write twice; the bytes are the same, and what is read back is what was lowered."""
     files = [folder / "a.onnx", folder / "b.onnx"]
     for file in files:
@@ -89,7 +96,7 @@ def exported(model: quant.QuantModel, folder: Path) -> tuple[Graph, Path]:
     return graph, files[0]
 
 
-def compare(name: str, model: quant.QuantModel, samples: Samples, folder: Path) -> Found:
+def compare(name: str, model: QuantModel, samples: Samples, folder: Path) -> Found:
     start = time.perf_counter()
     graph, file = exported(model.eval(), folder)
     oracle, out = Oracle(graph), graph.activations[graph.output]
@@ -121,14 +128,23 @@ def compare(name: str, model: quant.QuantModel, samples: Samples, folder: Path) 
 
 
 def trained(
-    name: str, dataset: Dataset, bits: str, *, samples: int | None = None, epochs: int = 2, lr: float = 0.05
-) -> quant.QuantModel:
+    name: str,
+    dataset: Dataset,
+    bits: str,
+    *,
+    samples: int | None = None,
+    epochs: int = 2,
+    lr: float = 0.05,
+    grid: str = "free",
+) -> QuantModel:
     """A network after a short training, the second half of its epochs quantization-aware."""
     train = dataset.where("train")
     if samples is not None:
         train = np.sort(np.random.default_rng(0).permutation(train)[:samples])
     net = models.build(name, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=0)
-    model = quant.prepare(net, quant.QuantSpec.parse(bits), torch.from_numpy(Samples(dataset, train[:16]).inputs()))
+    model = quant.prepare(
+        net, quant.QuantSpec.parse(bits, grid=grid), torch.from_numpy(Samples(dataset, train[:16]).inputs())
+    )
     recipe = quant.Recipe(epochs=epochs, batch_size=32, lr=lr, float_share=0.5)
     return quant.train(model, tasks.get("classification"), Samples(dataset, train), recipe, seed=0)
 
@@ -181,20 +197,30 @@ def test_resnet8_on_digits(bits: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_four_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the exact grid all four networks give identical codes; on the free one all but ``KNOWN`` stay in the bound."""
     kws, pictures = sources.load("kws"), images()
     wide = int(os.environ.get("QUNLEARN_TEST_WIDTH", "16"))
-    cases = [(f"dscnn shipped w8a8, {kws.name}", lambda: journey.shipped(kws).base, kws)]
-    for bits in ("w8a8", "w4a4"):
-        cases.append((f"dscnn {bits}, kws", lambda b=bits: trained("dscnn", kws, b, samples=1000), kws))
-        for name, n in (("resnet8", 2000), (f"resnet18@{wide}", 1000), ("mobilenetv2@0.35", 2000)):
-            label = f"{name} {bits}, {pictures.name}"
-            cases.append((label, lambda b=bits, m=name, k=n: trained(m, pictures, b, samples=k), pictures))
+    cases = [(f"dscnn shipped w8a8 free, {kws.name}", lambda: journey.shipped(kws).base, kws)]
+    networks = (("dscnn", kws, 1000), ("resnet8", pictures, 2000), (f"resnet18@{wide}", pictures, 1000))
+    for grid in ("exact", "free"):
+        for bits in ("w8a8", "w4a4"):
+            for name, data, n in (*networks, ("mobilenetv2@0.35", pictures, 2000)):
+
+                def make(name: str = name, d: Dataset = data, b: str = bits, k: int = n, g: str = grid) -> QuantModel:
+                    return trained(name, d, b, samples=k, grid=g)
+
+                cases.append((f"{name} {bits} {grid}, {data.name}", make, data))
     rows = []
     for label, make, dataset in cases:
         folder = tmp_path / str(len(rows))
         folder.mkdir()
         rows.append(compare(label, make(), real_samples(dataset, 1000), folder))
         with capsys.disabled():
-            print(f"\n{HEADER}" if len(rows) == 1 else "", rows[-1].row(), sep="\n" if len(rows) == 1 else "")
+            print(
+                f"\n{HEADER}" if len(rows) == 1 else "", rows[-1].row(), sep="\n" if len(rows) == 1 else "", flush=True
+            )
+    exact = [found for found in rows if " exact" in found.name]
+    assert len(exact) == 8
+    assert [found.name for found in exact if not found.identical() or found.agreement < 0.999] == []
     outside = [found.name for found in rows if not found.inside()]
     assert not [name for name in outside if not name.startswith(KNOWN)], outside

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,3 +242,35 @@ def test_taps_expose_every_coded_tensor(nets: Any) -> None:
     graph = nets.tiny()
     tapped = onnx.load_from_string(p.tap(writer.to_model(graph)))
     assert {o.name for o in tapped.graph.output} == {"logits", "input.q", *(f"{one.name}.q" for one in graph.layers)}
+
+
+def test_parity_counts_in_whole_steps() -> None:
+    """Lint: a float tolerance in the comparison would hide LSB errors."""
+    folder = Path(p.__file__).parent
+    for name in ("parity.py", "parity_c.py", "parity_report.py", "extract.py", "probe.py"):
+        assert not re.search(r"allclose|isclose|approx|atol|rtol", (folder / name).read_text()), name
+
+
+def test_full_scale_input_finds_what_random_input_does_not() -> None:
+    """A runtime that saturates at full scale alone passes every other row."""
+    rows = (row(pair="onnx-all vs oracle", mode="full-scale", max_abs=40, share=0.5),)
+    assert list(p._row_reasons(list(rows))) == []
+    assert list(p._saturation_reasons(rows)) == ["layer c: full-scale input differs by 40 LSB: the runtime saturates"]
+    for harmless in ({"max_abs": 1}, {"pair": "onnx-raw vs oracle"}):
+        assert list(p._saturation_reasons((dataclasses.replace(rows[0], **harmless),))) == []
+
+
+def test_negative_weights_taken_as_zero_are_found(nets: Any) -> None:
+    graph = nets.tiny()
+    pw = next(one for one in graph.weighted() if one.name == "pw")
+    other = nets.with_layer(graph, "pw", weight=np.maximum(pw.weight, 0))
+    report = p.parity(graph, writer.serialize(other), nets.inputs(graph, 64))
+    assert any(r.startswith("layer pw: weight") for r in report.reasons)
+    assert any(r.startswith("layer pw, onnx-off vs oracle") for r in report.reasons)
+
+
+def test_a_stale_file_is_found(nets: Any) -> None:
+    """The same structure, another training."""
+    report = p.parity(nets.tiny(0), writer.serialize(nets.tiny(1)), nets.inputs(nets.tiny(0), 64))
+    for layer in ("conv1", "fc"):
+        assert any(r.startswith(f"layer {layer}: weight in the file differs") for r in report.reasons)

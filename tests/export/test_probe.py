@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from qunlearn_export import coverage, extract, oracle, probe, runtime
-from qunlearn_export.writer import to_model
+from qunlearn_export.writer import serialize, to_model
 
 
 def test_protected_sessions_equal_the_oracle_on_every_host() -> None:
@@ -34,6 +34,19 @@ def test_the_probe_ends_in_dequantize() -> None:
     data, _ = extract.layer_model(model, "conv")
     small = onnx.load_from_string(data)
     assert [n.op_type for n in (small.graph.node[0], small.graph.node[-1])] == ["QuantizeLinear", "DequantizeLinear"]
+
+
+def test_only_the_probe_that_ends_in_dequantize_can_show_saturation() -> None:
+    """Trap 1: the same layer with an int8 graph output runs in float in an unprepared session, on every host."""
+    graph = probe.probe_graph()
+    codes = np.random.default_rng(1).integers(-128, 128, (8, 16, 8, 8)).astype(np.int8)
+    want = oracle.run_layer(graph, graph.layers[0], codes)
+    blind = runtime.run(runtime.make_session(serialize(graph, io="int8"), raw=True), codes)["logits"]
+    d = np.abs(blind.astype(int) - want)
+    assert d.max() <= 1
+    assert (d > 0).mean() <= 1e-3
+    seen = probe.compare_layer(graph, graph.layers[0], codes, raw=True)
+    assert (seen[1] > 0) == probe.host_saturates().saturates
 
 
 def test_the_probe_has_no_clipped_blindness() -> None:
@@ -101,3 +114,56 @@ def test_coverage_counts_nodes_and_macs(nets: Any) -> None:
     assert found.macs is not None
     assert (found.macs == 1.0) == (found.integer == 6)
     assert f"{found.integer} of 6 nodes" in found.render()
+
+
+@pytest.mark.parametrize("form", ["qdq", "qop"])
+def test_auxiliary_nodes_include_the_int8_pool(nets: Any, form: str) -> None:
+    graph = nets.tiny()
+    found = coverage.coverage(serialize(graph, form=form), graph)
+    pools = sum(n for op, n in found.ops.items() if op in ("MaxPool", "NhwcMaxPool"))
+    assert pools == 1
+    names = ("QLinearAdd", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearConcat")
+    others = sum(found.ops.get(o, 0) for o in names)
+    # in the QDQ file ONNX Runtime may run this pool on dequantized values, and then it does not count
+    assert found.auxiliary - others in ((1,) if form == "qop" else (0, 1))
+    assert (found.weight_only, found.to_json()["weight_only"]) == (0, 0)
+
+
+def weight_only(rng: np.random.Generator, *, grouped: bool) -> tuple[bytes, np.ndarray]:
+    """A MatMul [N, 64] x [64, 32] on int8 weights, float input; ``grouped``: a scale for every 16 rows of a column."""
+    codes = rng.integers(-127, 128, (64, 32)).astype(np.int8)
+    scale = rng.uniform(0.001, 0.01, (32, 4) if grouped else (32,)).astype(np.float32)
+    constants = {"w.weight": codes, "w.scale": scale, "w.zp": np.zeros(scale.size, np.int8)}
+    nodes = [onnx.helper.make_node("DequantizeLinear", ["w.weight", "w.scale", "w.zp"], ["wf"], axis=1)]
+    real = codes.astype(np.float32) * scale if not grouped else np.repeat(scale.T, 16, axis=0) * codes
+    if grouped:
+        constants |= {"w.weight": codes.T.reshape(128, 16), "w.scale": scale.ravel(), "shape": np.array([32, 64])}
+        nodes = [
+            onnx.helper.make_node("DequantizeLinear", ["w.weight", "w.scale", "w.zp"], ["a"], axis=0),
+            onnx.helper.make_node("Reshape", ["a", "shape"], ["b"]),
+            onnx.helper.make_node("Transpose", ["b"], ["wf"], perm=[1, 0]),
+        ]
+    nodes.append(onnx.helper.make_node("MatMul", ["input", "wf"], ["logits"]))
+    ends = [onnx.helper.make_tensor_value_info(n, 1, ["N", k]) for n, k in (("input", 64), ("logits", 32))]
+    inits = [onnx.numpy_helper.from_array(v, n) for n, v in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], inits)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    return bytes(model.SerializeToString()), real
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_weight_only_products_are_listed_apart_and_stay_exact(grouped: bool) -> None:
+    """Trap 12: MatMulNBits is no integer kernel, and with the entry of make_session its input stays float."""
+    rng = np.random.default_rng(0)
+    data, real = weight_only(rng, grouped=grouped)
+    found = coverage.coverage(data)
+    assert (found.integer, found.total) == (0, 1)
+    assert found.weight_only == found.ops.get("MatMulNBits", 0)
+    if found.weight_only:
+        assert found.render().endswith(f"; apart from them {found.weight_only} MatMulNBits, not integer")
+    x = rng.normal(size=(50, 64)).astype(np.float32)
+    got, want = runtime.run(runtime.make_session(data), x)["logits"], x.astype(np.float64) @ real
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+    if runtime.is_x86():
+        assert runtime.session_info(data).entries[runtime.MATMULNBITS] == "1"

@@ -22,6 +22,7 @@ from qunlearn.data.dataset import Dataset, Samples
 from qunlearn_export import graph as g
 from qunlearn_export import parity, reader, writer
 from qunlearn_export.oracle import Oracle
+from qunlearn_export.parity_c import CColumn
 from qunlearn_export.runtime import make_session, run
 
 NETWORKS = ("tiny", "resnet8", "dscnn")
@@ -98,10 +99,14 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("form", ["qdq", "qop"])
-def test_full_parity_table(written: Written, form: str) -> None:
+def test_full_parity_table(written: Written, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if form == "qop":  # generated C follows from the graph, which both forms share: once is enough
+        monkeypatch.setattr(parity, "c_column", lambda *_: CColumn(absent="compared with the other form"))
     column = quant.TorchColumn(written.model)
     report = parity.parity(written.graph, written.files[form], written.x, torch_column=column)
     assert (report.verdict, report.reasons) == ("pass", ())
+    in_c = [r for r in report.layers if r.pair == "c-host vs oracle"]
+    assert {r.max_abs for r in in_c} == (set() if "c-host" in report.absent else {0})
     forced = [r for r in report.layers if r.mode == "forced"]
     pairs = {r.pair for r in forced}
     assert pairs == {"onnx-off vs oracle", "onnx-all vs onnx-off", "torch-fq vs oracle"}

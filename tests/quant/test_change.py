@@ -96,4 +96,9 @@ def test_json_is_plain(trained: quant.QuantModel) -> None:
 
     value = quant.code_changes(trained, trained).to_json()
     assert json.loads(json.dumps(value)) == value
-    assert value["layers"][0]["layer"] == trained.steps[0].name
+    row = value["layers"][0]
+    assert row["layer"] == trained.steps[0].name
+    fields = {"codes", "latent_changed", "codes_changed", "share", "max_step", "histogram", "lost", "bias_changed"}
+    fields |= {"scales_changed", "grid_changed", "update_changed", "fidelity", "cosine", "lsb_step", "layer"}
+    assert set(row) == fields
+    assert row["share"] == 0.0

@@ -9,6 +9,6 @@ void qul_print(const char *text);
 /* An unsigned number in decimal digits on the console. */
 void qul_print_number(uint32_t v);
 /* The end of the program, with an exit code where someone can see it. Does not return. */
-void qul_exit(int code);
+__attribute__((noreturn)) void qul_exit(int code);
 
 #endif

@@ -13,7 +13,7 @@
 extern uint32_t _sidata[], _sdata[], _edata[], _sbss[], _ebss[], _estack[], end[];
 
 int main(void);
-void qul_reset(void);
+QUL_NORETURN void qul_reset(void);
 void qul_hard_fault(void);
 void qul_exception(void);
 void qul_tick(void);
@@ -112,7 +112,7 @@ uint32_t qul_stack_used(void)
 }
 
 /* Not inlined: nothing before it may use the floating point unit. */
-static void __attribute__((noinline)) start(void)
+static QUL_NOINLINE QUL_NORETURN void start(void)
 {
     uint32_t *to = _sdata;
     const uint32_t *from = _sidata;
