@@ -166,6 +166,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "commands": _commands,
     "result-step": _step,
     "result-forms": partial(_result, "forms"),
+    "result-delta": partial(_result, "delta"),
     "result-demo": partial(_result, "demo"),
     "result-verdicts": partial(_result, "verdicts"),
     "result-device-update": partial(_result, "device_update"),

@@ -106,9 +106,14 @@ def problems(words: list[str]) -> list[str]:
     if words[1] not in COMMANDS:
         return [f"unknown command {words[1]}"]
     command: click.Command = importlib.import_module(f"qunlearn.cli.cmd_{words[1]}").command
+    rest = list(words[2:])
+    if isinstance(command, click.Group) and rest[:1] not in ([], ["--help"], ["-h"]):
+        if rest[0] not in command.commands:
+            return [f"unknown command {words[1]} {rest[0]}"]
+        command = command.commands[rest.pop(0)]
     context = click.Context(command, info_name=words[1], obj=None)
     try:
-        values, _, _ = command.make_parser(context).parse_args(list(words[2:]))
+        values, _, _ = command.make_parser(context).parse_args(rest)
     except click.ClickException as err:
         return [err.format_message()]
     missing = [p.name for p in command.params if p.required and values.get(str(p.name)) in (None, ())]
@@ -131,6 +136,9 @@ def test_command_lines_exist(page: Path) -> None:
 def test_command_lines_are_really_judged() -> None:
     assert len(command_lines(ROOT / "README.md")) >= 10
     assert problems(["qunlearn", "fly"])
+    assert problems(["qunlearn", "bundle", "fly"])
+    assert problems(["qunlearn", "bundle", "keygen"])
+    assert not problems(["qunlearn", "bundle", "keygen", "release", "-o", "keys"])
     assert problems(["qunlearn", "export", "runs/base"])
     assert problems(["qunlearn", "export", "runs/base", "-o", "x.onnx", "--nothing"])
     unlearn = ["qunlearn", "unlearn", "runs/base", "--forget", "class=7", "-o", "x"]

@@ -12,6 +12,8 @@ from typing import Any
 
 from qunlearn_export import schema as s
 
+_WORDS = s.text(100, r"[A-Za-z0-9_,.\[\]\- ]+")
+FACTS = s.record({"task": _WORDS, "family": _WORDS, "inputs": _WORDS, "outputs": _WORDS})
 _NAMESPACE = uuid.UUID("6f6f1c0e-2c60-5b0f-9d53-7f5a0f4f2f1d")
 
 
@@ -67,14 +69,16 @@ def make(predicate: Mapping[str, Any], model: Mapping[str, Any]) -> bytes:
 
 
 def model_facts(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What :func:`make` was told of the model; KeyError, TypeError or IndexError for another document."""
+    """What :func:`make` was told of the model; ArtefactError or a lookup error for another document."""
     p = document["metadata"]["component"]["modelCard"]["modelParameters"]
-    return {
+    facts = {
         "task": p["task"],
         "family": p["architectureFamily"],
         "inputs": p["inputs"][0]["format"],
         "outputs": p["outputs"][0]["format"],
     }
+    s.require(facts, FACTS, "bom.cdx.json")
+    return facts
 
 
 def _component(ref: str, name: str, digests: Mapping[str, str], sequence: int) -> dict[str, Any]:

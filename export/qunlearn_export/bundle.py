@@ -17,6 +17,7 @@ import numpy as np
 
 from qunlearn_export import archive, bom, container, delta, evidence, keys, reader, selftest
 from qunlearn_export import manifest as m
+from qunlearn_export import schema as s
 from qunlearn_export.degenerate import degenerate
 from qunlearn_export.errors import ConfigError, InvariantError, VerificationError
 from qunlearn_export.files import write_atomic
@@ -66,7 +67,8 @@ class Order:
 
     ``audit`` is what audit.json holds; ``method`` has ``name``, ``version``, ``config`` (SHA-256) and ``seed``;
     ``request`` the request's canonical bytes, ``salt`` the 32 random bytes that key its commitment; ``samples`` the
-    number of forget samples; ``allow`` the worst verdict that may be shipped.
+    number of forget samples; ``split`` the digest of the division of the data that the guard's samples come from;
+    ``allow`` the worst verdict that may be shipped.
     """
 
     base: Model
@@ -75,6 +77,7 @@ class Order:
     method: Mapping[str, Any]
     request: bytes
     samples: int
+    split: str
     salt: bytes = field(repr=False)
     sequence: int
     base_sequence: int
@@ -107,11 +110,16 @@ class Built:
 
 
 def build(
-    order: Order, signer: keys.Signer, *, epoch: float, applier: Applier | None = None, checks: Mapping[str, int] = {}
+    order: Order,
+    signer: keys.Signer,
+    *,
+    epoch: float,
+    applier: Applier | None = None,
+    measure: Callable[[Graph], Mapping[str, int]] | None = None,
 ) -> Built:
     """Make and sign a bundle; the same order, key and ``epoch`` give the same bytes.
 
-    ``checks`` adds pairs to the manifest's parity summary that the maker measured itself (worst LSB). Raises
+    ``measure`` gives pairs of the parity summary that the maker measures on the target (worst LSB). Raises
     ConfigError for sequences and modes that do not fit, VerificationError when results were measured on other files, a
     verdict is worse than allowed, or the guard finds something, InvariantError when a delta does not give the target.
     """
@@ -127,6 +135,11 @@ def build(
     stop_on_degenerate(target.graph, base.graph)
     files = evidence.Files(base=base_is["onnx"], target=target_is["onnx"], codes=target_is["codes"])
     found = evidence.gather(order.audit, files)
+    if found.split != order.split:
+        raise VerificationError(
+            "the audits were made on other data or for another request.",
+            remedy="Give the data and the request of the audit (--data, --forget).",
+        )
     _policy(found.verdict, order.allow)
     kind, body = _body(order, applier)
     test = selftest.generate(target.graph, base.graph)
@@ -135,6 +148,7 @@ def build(
         warnings.append("the self-test passes on the base too: it cannot tell the two networks apart")
     block = test.to_bytes()
     payload = hashlib.sha256(body + block).digest()
+    checks = {} if measure is None else measure(target.graph)
     predicate = _predicate(order, found, base_is, target_is, epoch, checks)
     entries = {"report.json": found.report, "bom.cdx.json": bom.make(predicate, model_facts(target.graph))}
     if not order.delta_only:
@@ -143,7 +157,7 @@ def build(
         entries["model.onnx"] = target.file
     subjects = {n: sha256(d) for n, d in entries.items()} | {"update.payload": payload.hex()}
     statement = m.statement(subjects, predicate)
-    text = m.s.canonical(statement)
+    text = s.canonical(statement)
     entries["manifest.json"] = text
     entries["manifest.sig"] = keys.key_digest(signer.public) + signer.sign(m.signed_bytes(text))
     header = container.Header(

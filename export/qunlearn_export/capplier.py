@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,15 +73,19 @@ class CApplier:
     """Callable like ``delta.decode``, answered by ``qul_delta.c``. MissingDependencyError without a C compiler."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="qunlearn-")
-        weakref.finalize(self, shutil.rmtree, self._folder, True)
-        folder = Path(self._folder)
+        self._compiler = find_compiler()
+        self._call: Any = None
+
+    def _compile(self) -> Any:
+        """The entry point; compiled on the first call."""
+        folder = Path(tempfile.mkdtemp(prefix="qunlearn-"))
+        weakref.finalize(self, shutil.rmtree, folder, True)
         for name in SOURCES:
             (folder / name).write_bytes((codegen.runtime() / name).read_bytes())
         (folder / "harness.c").write_text(HARNESS)
-        command = [*find_compiler(), *FLAGS, "-shared", "-o", "delta.so", "qul_delta.c", "harness.c"]
+        command = [*self._compiler, *FLAGS, "-shared", "-o", "delta.so", "qul_delta.c", "harness.c"]
         compile_c(command, folder=folder)
-        self._call = ctypes.CDLL(str(folder / "delta.so")).qul_host_delta
+        return ctypes.CDLL(str(folder / "delta.so")).qul_host_delta
 
     def __call__(self, old: bytes, body: bytes, layout: Layout) -> bytes:
         """The new blob; ArtefactError where the C refuses."""
@@ -91,6 +96,7 @@ class CApplier:
         sizes = np.array(layout.sizes, dtype=np.uint32)
         if len(old) != layout.blob_bytes:
             raise ArtefactError("the old blob has another length than the layout.", remedy="Give the right base.")
+        self._call = self._call or self._compile()
         code = self._call(
             ctypes.c_void_p(sizes.ctypes.data),
             ctypes.c_void_p(folds.ctypes.data),

@@ -178,12 +178,15 @@ def _gather(found: Mapping[str, Any], files: Files, few: int) -> Evidence:
     worst: dict[str, int] = {}
     for pair, v in parity["logits"].items():
         worst[pair] = max(worst.get(pair, 0), v["max_abs"])
+    rows = [_row(kind, r, few) for kind, r in results]
+    for row in rows:
+        s.require(row, m.AUDIT, f"the result of {row['audit']}")
     env = found["environment"]
     return Evidence(
         verdict=max((r["verdict"] for kind, r in results if kind in shipped), key=m.VERDICTS.index)
         if found["verdict"] == "pass"
         else found["verdict"],
-        audits=[_row(kind, r, few) for kind, r in results],
+        audits=rows,
         parity={
             "verdict": parity["verdict"],
             "worst": worst,

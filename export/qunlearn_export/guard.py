@@ -104,7 +104,12 @@ class Guard:
     def scan(self, entries: Mapping[str, bytes]) -> list[Hit]:
         """Every kind of hit per entry, first offset each; ``entries`` hold what a bundle carries, expanded."""
         texts = [(n, o, d) for name, data in entries.items() for n, o, d in _readings(name, data)]
-        return [*self._bytes(texts), *self._names(entries, texts)]
+        first: dict[tuple[str, str], Hit] = {}
+        for hit in (*self._bytes(texts), *self._names(entries, texts)):
+            known = first.get((hit.entry, hit.what))
+            if known is None or hit.offset < known.offset:
+                first[hit.entry, hit.what] = hit
+        return list(first.values())
 
     def refuse(self, entries: Mapping[str, bytes]) -> None:
         """VerificationError that names entries and offsets, not contents."""
@@ -124,7 +129,6 @@ class Guard:
         ranked = found[order]
         filter_bits = np.zeros(2**24, dtype=bool)
         filter_bits[(ranked >> np.uint64(40)).astype(np.int64)] = True
-        seen: set[tuple[str, str]] = set()
         for what, piece in self.forms.windows():
             hashes = _hashes(piece)
             maybe = np.flatnonzero(filter_bits[(hashes >> np.uint64(40)).astype(np.int64)])
@@ -135,14 +139,12 @@ class Guard:
                 window = piece[maybe[first[i]] :][:WINDOW]
                 if len(set(window.tolist())) < DISTINCT:
                     continue
-                for at in np.sort(order[left[i] : right[i]]):
+                for at in order[left[i] : right[i]]:
                     which = int(np.searchsorted(starts, at, side="right")) - 1
                     name, offset, _ = texts[which]
                     inside = at + WINDOW <= starts[which + 1]
-                    if (name, what) in seen or not inside or not np.array_equal(joined[at : at + WINDOW], window):
-                        continue
-                    seen.add((name, what))
-                    yield Hit(entry=name, offset=int(offset + (at - starts[which] if offset == 0 else 0)), what=what)
+                    if inside and np.array_equal(joined[at : at + WINDOW], window):
+                        yield Hit(entry=name, offset=offset or int(at - starts[which]), what=what)
 
     def _names(self, entries: Mapping[str, bytes], texts: list[tuple[str, int, bytes]]) -> Iterator[Hit]:
         wanted = set(self.ids)
@@ -184,8 +186,8 @@ def _readings(name: str, data: bytes) -> Iterator[tuple[str, int, bytes]]:
     for m in _BASE64.finditer(data):
         run = re.sub(rb"\\n|[\r\n]", b"", m.group()).replace(b"-", b"+").replace(b"_", b"/")
         for skip in range(4):
-            part = run[skip : skip + (len(run) - skip) // 4 * 4]
-            yield name, m.start() or 1, base64.b64decode(part)
+            part = run[skip:] if len(run[skip:]) % 4 != 1 else run[skip:-1]
+            yield name, m.start() or 1, base64.b64decode(part + b"=" * (-len(part) % 4))
 
 
 def _strings(name: str, data: bytes) -> list[str]:

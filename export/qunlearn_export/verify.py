@@ -129,18 +129,26 @@ def _moved(p: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _behaves(opened: Opened, target: Model) -> list[str]:
-    """Self-test by the oracle, parity on synthetic inputs, model card."""
+    """Self-test by the oracle, parity (generated C included) on its vectors and synthetic inputs, model card."""
     test = selftest.SelfTest.from_bytes(opened.update.selftest)
     good = selftest.passed(test, target.graph)
     if good != len(test.seeds):
         raise _failed(f"the oracle answers {good} of {len(test.seeds)} self-test vectors")
-    found = parity(target.graph, target.file, synthetic(target.graph, PARITY_INPUTS))
+    vectors = dequantize(selftest.vectors(target.graph, test.seeds), target.graph.activations[target.graph.input])
+    inputs = np.concatenate([vectors, synthetic(target.graph, PARITY_INPUTS)])
+    found = parity(target.graph, target.file, inputs)
     if found.verdict != "pass":
         raise _failed(f"parity on this host: {'; '.join(found.reasons[:3])}")
     document = json.loads(opened.entries["bom.cdx.json"])
     if bom.model_facts(document) != bundle.model_facts(target.graph):
         raise _failed("the bill of materials describes another network")
-    return [f"the oracle answers all {good} self-test vectors", "parity holds on this host, on synthetic inputs"]
+    absent = [f"not compared: {n}, {why}" for n, why in found.absent.items() if not n.startswith("torch")]
+    return [
+        f"the oracle answers all {good} self-test vectors",
+        f"parity holds on this host, on these and {PARITY_INPUTS} synthetic inputs: "
+        + ", ".join(f"{r.pair} {r.max_abs} LSB" for r in found.logits if "raw" not in r.pair),
+        *absent,
+    ]
 
 
 def synthetic(graph: Graph, n: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from uuid import UUID
 
@@ -42,7 +40,7 @@ qunlearn bundle build runs/oeu --audit runs/audit --forget group=theo --key keys
 @click.option("--allow-test-key", is_flag=True, help="Accept the published TEST key.")
 @click.option("--device-class", required=True, help="UUID of the device class.")
 @click.option("--sequence", required=True, type=click.IntRange(1, 2**32 - 1), help="Number of this update, rising.")
-@click.option("--base-sequence", default=0, show_default=True, type=click.IntRange(0, 2**32 - 2), help="The base's.")
+@click.option("--base-sequence", default=1, show_default=True, type=click.IntRange(0, 2**32 - 2), help="The base's.")
 @click.option("--mode", type=click.Choice(["auto", "delta", "full"]), default="auto", show_default=True)
 @click.option("--ota", type=click.Choice(["ab", "inplace"]), default="ab", show_default=True, help="How devices apply.")
 @click.option("--delta-only", is_flag=True, help="Leave weights.bin out.")
@@ -80,7 +78,7 @@ def build(
     sample is found in it. The sequence has no default: it must rise with every update of a device class.
     """
     from qunlearn.cli import packing
-    from qunlearn_export import bundle, evidence
+    from qunlearn_export import bundle, capplier, evidence
 
     try:
         device = UUID(device_class)
@@ -102,6 +100,7 @@ def build(
         method=packing.method(Path(run)),
         request=asked.canonical,
         samples=asked.samples,
+        split=asked.split,
         salt=packing.salt(Path(salt) if salt is not None else Path(run) / packing.SALT),
         sequence=sequence,
         base_sequence=base_sequence,
@@ -113,8 +112,8 @@ def build(
         with_onnx=with_onnx,
         allow=allow_verdict,
     )
-    settings.say("building, signing, searching for forget samples")
-    made = bundle.build(order, hand, epoch=float(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
+    settings.say("building, comparing with generated C, signing, searching for forget samples")
+    made = bundle.build(order, hand, epoch=packing.epoch(), applier=capplier.CApplier(), measure=packing.generated_c)
     path = made.write(output)
     value = {
         "bundle": str(path),

@@ -8,7 +8,7 @@ import click
 
 from qunlearn.cli import common
 from qunlearn.cli.common import Settings
-from qunlearn.errors import ConfigError
+from qunlearn.errors import ConfigError, MissingDependencyError
 
 EXIT = {"pass": 0, "fail": 3, "inconclusive": 4}
 
@@ -49,7 +49,7 @@ def command(
     fail; 4: the verdict is inconclusive.
     """
     from qunlearn.cli.packing import audit_line
-    from qunlearn_export import keys, verify
+    from qunlearn_export import capplier, keys, verify
     from qunlearn_export.bundle import Model
     from qunlearn_export.manifest import VERDICTS
 
@@ -61,7 +61,12 @@ def command(
     old = None if base is None else Model.read(base)
     if wanted >= 2:
         settings.say("recomputing from the files")
-        checks += verify.recompute(opened, old)
+        try:
+            applier = capplier.CApplier()
+        except MissingDependencyError as err:
+            applier = None
+            checks.append(f"the C applier was not run: {err.message}")
+        checks += verify.recompute(opened, old, applier=applier)
     again: list[dict[str, object]] = []
     if wanted == 3:
         from qunlearn.cli import recompute
@@ -72,7 +77,14 @@ def command(
         settings.say("recomputing audits")
         names = [n.strip() for n in audits.split(",")] if audits else None
         again, more = recompute.audits(
-            settings, opened, Path(str(base)), source, forget, Path(salt), reference and Path(reference), names
+            settings,
+            opened,
+            Path(str(base)),
+            source,
+            forget,
+            Path(salt),
+            None if reference is None else Path(reference),
+            names,
         )
         checks += more
     p = opened.predicate

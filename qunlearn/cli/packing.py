@@ -8,6 +8,7 @@ import secrets
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from qunlearn.data.request import Request
 from qunlearn.data.splits import make_splits
 from qunlearn.errors import ArtefactError, ConfigError, DataError
 from qunlearn.fingerprint import digest_bytes
-from qunlearn_export import guard, keys
+from qunlearn_export import capplier, guard, keys, verify
 from qunlearn_export.bundle import Built, Model
 from qunlearn_export.files import write_atomic
 from qunlearn_export.graph import Graph
@@ -89,6 +90,11 @@ class Asked:
         """Number of forget samples."""
         return len(self.request.select(self.dataset, self.seed))
 
+    @property
+    def split(self) -> str:
+        """Digest of the division of the data under the request."""
+        return make_splits(self.dataset, self.request, seed=self.seed).digest()
+
     def guard(self, *graphs: Graph) -> guard.Guard:
         """A guard against every sample of the request, its ids and the plain digests that would give it away."""
         forget = Samples(self.dataset, self.request.select(self.dataset, self.seed))
@@ -106,7 +112,7 @@ class Asked:
         yield from (digest_bytes(text.encode()) for text in spellings if text)
         yield digest_bytes(self.canonical)
         yield self.request.digest(self.dataset, self.seed)
-        yield make_splits(self.dataset, self.request, seed=self.seed).digest()
+        yield self.split
 
 
 def asked(settings: Settings, run: Path, source: str | None, forget: str, seed: int) -> Asked:
@@ -182,6 +188,21 @@ def passphrase(file: str | None, *, confirm: bool) -> bytes:
         raise ConfigError("no passphrase was given.", remedy="Give --passphrase-file FILE (or --no-passphrase).")
     text: str = click.prompt("passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
     return text.encode()
+
+
+def generated_c(graph: Graph) -> dict[str, int]:
+    """Generated C against the oracle on synthetic inputs, every layer: no difference, or an error."""
+    return capplier.compare_c(graph, verify.synthetic(graph, verify.PARITY_INPUTS))
+
+
+def epoch() -> float:
+    """``SOURCE_DATE_EPOCH`` where it is set (then two builds are equal), else now."""
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if text is None:
+        return time.time()
+    if not text.isascii() or not text.isdigit() or len(text) > 11:
+        raise ConfigError("SOURCE_DATE_EPOCH is not a number of seconds.", remedy="Set it to seconds since 1970.")
+    return float(text)
 
 
 def built_text(made: Built, path: Path) -> str:

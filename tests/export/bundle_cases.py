@@ -11,7 +11,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from qunlearn_export import archive, bundle, container, guard, keys, writer
+from qunlearn_export import archive, bundle, container, guard, keys, schema, writer
 from qunlearn_export import graph as g
 from qunlearn_export import manifest as m
 from qunlearn_export.bundle import Model, Order
@@ -171,6 +171,7 @@ def make(base_graph: g.Graph, target_graph: g.Graph) -> World:
         method={"name": "oeu", "version": "1", "config": "a" * 64, "seed": 3},
         request=REQUEST,
         samples=len(stored),
+        split="e" * 64,
         salt=SALT,
         sequence=7,
         base_sequence=6,
@@ -195,7 +196,7 @@ def resign(entries: Mapping[str, bytes], *, update: bool = True) -> bytes:
         for subject in value["subject"]:
             name = subject["name"]
             subject["digest"]["sha256"] = payload if name == "update.payload" else bundle.sha256(out[name])
-        out["manifest.json"] = m.s.canonical(value)
+        out["manifest.json"] = schema.canonical(value)
     except (ValueError, KeyError, TypeError):
         pass
     text = out["manifest.json"]
