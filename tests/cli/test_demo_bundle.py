@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,20 @@ def test_the_base_is_the_shipped_network(entries: dict[str, bytes]) -> None:
     base = Model.read(FOLDER / "base.onnx")
     assert base.digests() == p["base"]
     assert np.count_nonzero(np.frombuffer(base.blob, np.uint8) != np.frombuffer(entries["weights.bin"], np.uint8)) > 0
+
+
+def test_verification_needs_the_base_install_only() -> None:
+    code = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'sklearn', 'brevitas', 'safetensors', 'matplotlib', 'jinja2'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from qunlearn.cli import run\n"
+        f"sys.exit(run(['verify', {str(FOLDER / 'demo.qulb')!r}, '--trust', 'TEST', '--allow-test-key', "
+        f"'--base', {str(FOLDER / 'base.onnx')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "holds at level 2" in done.stdout
