@@ -66,9 +66,7 @@ class Bench:
         """Everything of the folder in one image; ``drop`` is a flag to leave out."""
         names = sorted(p.name for p in self.folder.glob("*.c"))
         options = [f for f in flags(self.board, opt, kernels) if f != drop]
-        return self.link(
-            self.objects([*names, f"board/{self.board.name}/startup.c"], out, [*options, *extra], cc), out
-        )
+        return self.link(self.objects([*names, f"board/{self.board.name}/startup.c"], out, [*options, *extra], cc), out)
 
 
 def program(folder: Path, board: Board, main: str, runtime: Sequence[str] = ("qul_rt.c",)) -> Bench:

@@ -67,7 +67,10 @@ def test_instructions_a_multiply_accumulate(
     """Emulated instructions, not cycles: 6 on M4, 4.1 on M55, 10.5 on M3 for the tiny network; 6 and 4 for the others."""
     assert work(sites["tiny_cnn"]) == 1_458_496
     limits = {"mps2-an385": {"tiny_cnn": 10.5}, "mps2-an386": dict.fromkeys(NETWORKS, 6.0)}
-    limits |= {"mps2-an500": dict.fromkeys(NETWORKS, 6.0), "mps3-an547": {"tiny_cnn": 4.1, "dscnn": 4.0, "resnet8": 4.0}}
+    limits |= {
+        "mps2-an500": dict.fromkeys(NETWORKS, 6.0),
+        "mps3-an547": {"tiny_cnn": 4.1, "dscnn": 4.0, "resnet8": 4.0},
+    }
     for name, nets in limits.items():
         for net, limit in nets.items():
             assert sum(counted[name, net].insn) <= limit * work(sites[net]), (name, net)
