@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from qunlearn_export.package import fill
 EMULATED = tuple(name for name, b in boards.BOARDS.items() if b.machine)
 ELF = "fw.elf"
 GCC = ("arm-none-eabi-gcc",)
+_KERNEL = re.compile(r"^ \.(?:text|rodata)[\w.$-]*\s+0x[0-9a-f]+\s+(0x[0-9a-f]+)\s+\S*qul_kernels_\w+\.o$", re.M)
 SHARED = ("qul_rt.c", "qul_kernels_ref.c", "qul_kernels_dsp.c", "qul_kernels_mve.c", "qul_sha.c")
 
 
@@ -85,9 +87,6 @@ def symbols(elf: Path) -> dict[str, int]:
 
 
 def kernel_bytes(elf: Path) -> int:
-    """Bytes of code of the kernel files that are in an image."""
-    names: set[str] = set()
-    for obj in elf.parent.glob("qul_kernels_*.o"):
-        rows = [line.split() for line in run(["arm-none-eabi-nm", str(obj)], elf.parent).splitlines()]
-        names |= {r[2] for r in rows if len(r) == 3 and r[1] in "Tt"}
-    return sum(size for name, size in symbols(elf).items() if name in names)
+    """Bytes that the kernel files have in an image, by the linker's map."""
+    _, _, body = elf.with_suffix(".map").read_text().partition("Linker script and memory map")
+    return sum(int(size, 16) for size in _KERNEL.findall(body))
