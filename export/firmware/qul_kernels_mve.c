@@ -7,17 +7,29 @@
 
 #include <arm_mve.h>
 
-/* Each load of activations serves two channels, each load of weights two places. Lanes outside n load 0. */
+/* Each load of activations serves two channels, each load of weights two places. */
 void qul_tile(int32_t *acc, const int8_t *x0, const int8_t *x1, const qul_tile_t *t)
 {
-    const int8_t *w0 = t->w, *w1 = w0 + t->filter;
-    const int32_t n = t->n;
-    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3], i;
+    const int8_t *w0 = t->w, *w1 = w0 + t->filter, *stop = w0 + (t->n & ~15);
+    const int32_t rest = t->n & 15;
+    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
 
-    for (i = 0; i < n; i += 16) {
-        const mve_pred16_t live = vctp8q((uint32_t)(n - i));
-        const int8x16_t x = vldrbq_z_s8(x0 + i, live), v = vldrbq_z_s8(x1 + i, live);
-        const int8x16_t f = vldrbq_z_s8(w0 + i, live), g = vldrbq_z_s8(w1 + i, live);
+    while (w0 != stop) {
+        const int8x16_t x = vldrbq_s8(x0), v = vldrbq_s8(x1), f = vldrbq_s8(w0), g = vldrbq_s8(w1);
+        a = vmladavaq_s8(a, x, f);
+        b = vmladavaq_s8(b, x, g);
+        c = vmladavaq_s8(c, v, f);
+        d = vmladavaq_s8(d, v, g);
+        x0 += 16;
+        x1 += 16;
+        w0 += 16;
+        w1 += 16;
+    }
+    if (rest != 0) {
+        /* Lanes outside load 0. */
+        const mve_pred16_t live = vctp8q((uint32_t)rest);
+        const int8x16_t x = vldrbq_z_s8(x0, live), v = vldrbq_z_s8(x1, live);
+        const int8x16_t f = vldrbq_z_s8(w0, live), g = vldrbq_z_s8(w1, live);
         a = vmladavaq_s8(a, x, f);
         b = vmladavaq_s8(b, x, g);
         c = vmladavaq_s8(c, v, f);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,37 @@ def test_stack(counted: dict[tuple[str, str], Run]) -> None:
     for key, done in counted.items():
         assert done.stack is not None
         assert 100 < done.stack <= 512, key
+
+
+def test_a_self_test_that_fails_says_how(sites: dict[str, codegen.Site], tmp_path: Path) -> None:
+    """Another network's weights: 3; with their digest recomputed: 1; code of another layout: 2."""
+    board = boards.BOARDS["mps2-an386"]
+    kit = bench(tmp_path, sites["tiny_cnn"], board.name)
+    other = codegen.generate(codegen.site(NETWORKS["tiny_cnn"](1)), codegen.Options(boards=(board.name,), vectors=4))
+    mine = {name: (kit.folder / name).read_text() for name in ("weights.c", "selftest.c")}
+
+    def go(label: str, **texts: str) -> Run:
+        for name, text in {**mine, **texts}.items():
+            (kit.folder / name.replace("_c", ".c")).write_text(text)
+        return qemu.run(kit.build(label), board)
+
+    theirs = other["weights.c"].decode()
+    assert theirs != mine["weights.c"]
+    found = go("digest", weights_c=theirs)
+    assert (found.code, found.stdout) == (3, "selftest: code 3")
+    digests = [
+        re.search(r"blob_digest\[32\] = \{[^}]*\}", t) for t in (mine["selftest.c"], other["selftest.c"].decode())
+    ]
+    assert digests[0]
+    assert digests[1]
+    found = go("output", weights_c=theirs, selftest_c=mine["selftest.c"].replace(digests[0][0], digests[1][0]))
+    assert found.code == 1
+    assert re.fullmatch(r"selftest: code 1, vector \d+, output \d+, first node that differs -1", found.stdout)
+    layout = re.sub(
+        r"(static_layout\[32\] = \{\s*)0x(..)", lambda m: f"{m[1]}0x{int(m[2], 16) ^ 1:02x}", mine["weights.c"]
+    )
+    assert layout != mine["weights.c"]
+    assert go("layout", weights_c=layout).code == 2
 
 
 def test_two_runs_count_the_same(shops: dict[str, Shop]) -> None:
