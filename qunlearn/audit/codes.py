@@ -32,6 +32,7 @@ REASONS: Mapping[str, str] = {
     "I-SMI-OFF-MIXTURE": "The forget set looks like neither members nor non-members nor a mixture of both.",
     "I-SMI-COV": "The covariance form decides nothing and has no interval, only a reference range.",
     "I-SMI-EXPLORATORY": "Members were read from the model before unlearning: this explores, it decides nothing.",
+    "I-ATTACK-NO-POWER": "The attack can hardly tell members from non-members: its share is an accident.",
     "I-DISAGREE": "The trained model and a shipping artefact got different verdicts.",
 }
 
