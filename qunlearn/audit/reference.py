@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,11 +152,9 @@ def _made(make: Make, training: Samples, gone: Samples | None, seed: int, kinds:
 
 def _write(file: Path, shadow: Shadow, seconds: float, digest: str) -> None:
     buffer = io.BytesIO()
-    arrays = {f"logits.{k}": v for k, v in shadow.logits.items()}
-    np.savez(
-        buffer, seen=shadow.seen, unlearned=shadow.unlearned, seconds=np.float64(seconds), digest=np.array(digest),
-        **arrays,
-    )  # type: ignore[arg-type]  # fmt: skip
+    arrays: dict[str, Any] = {f"logits.{k}": v for k, v in shadow.logits.items()}
+    arrays |= {"seen": shadow.seen, "unlearned": shadow.unlearned}
+    np.savez(buffer, seconds=np.float64(seconds), digest=np.array(digest), **arrays)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, buffer.getvalue())
 

@@ -29,7 +29,7 @@ def comparable(results: Sequence[AuditResult]) -> list[AuditResult]:
 
 def rows(results: Sequence[AuditResult]) -> list[tuple[str, ...]]:
     """One row an audit, as text; shares as fractions, unclipped. TPR only where there are 1000 non-members."""
-    out = []
+    out: list[tuple[str, ...]] = []
     for r in comparable(results):
         attack = r.tables.get("attack") or {}
         models = int(attack.get("models_trained", 0))

@@ -146,8 +146,9 @@ class World:
         )
 
         def make(samples: Samples, forget: Samples | None, seed: int) -> dict[str, TableModel]:
-            z = rest.table + np.random.default_rng(seed).normal(0, 0.3, rest.table.shape).astype(np.float32)
+            z = rest.table.copy()
             z[samples.index] = table.table[samples.index]
+            z += np.random.default_rng(seed).normal(0, 0.3, z.shape).astype(np.float32)
             return {k: TableModel(z, kind=k) for k in kinds}
 
         return shadow_pool(make, self.splits, models=models, seed=seed, recipe={"table": 1}, kinds=kinds)
