@@ -1,12 +1,13 @@
 """SMI and the attacks beside it on a network that memorises, where the truth is known.
 
-    python benchmarks/bench_smi.py [--seeds 0,1,2] [--shadows 4] [--epochs 30] [--out benchmarks/results]
+    python benchmarks/bench_smi.py [--seeds 0,1,2] [--shadows 4] [--epochs 30] [--noise 0.8] [--out benchmarks/results]
 
-Data: the 8x8 digits, divided anew (600 training samples, 800 held out), with 40 % of all labels drawn at random, so
+Data: the 8x8 digits, divided anew (600 training samples, 800 held out), with 80 % of all labels drawn at random, so
 that a network can fit its training labels only by memory. A random third of the training samples is forgotten. A
-ResNet-8 (w8a8) is trained on all of it (original), twice without the forget set (retrained, and the reference), and controls
-that must not pass are made of them: one class always on top, head permuted, weights drowned in noise. Every audit reads
-torch, the int8 ONNX file, and, for SMI, the generated C. Shadow models have the same recipe and bits.
+ResNet-8 (w8a8) is trained on all of it (original) and twice without the forget set (retrained, and the reference);
+controls that must not pass are made of the retrained one: one class always on top, head permuted, weights drowned in
+noise. Every audit reads torch and the int8 ONNX file and, for SMI, the generated C. Shadow models have the same recipe
+and bits.
 Results: ``smi.json``, ``smi.md`` (verdicts) and ``smi_cost.md`` (side by side).
 """
 
@@ -39,15 +40,15 @@ from qunlearn_export.parity import parity
 
 MODEL, BITS, SOURCE = "resnet8@8", "w8a8", "digits"
 KINDS = ("torch-fq", "onnx-all")
-NOISY, TRAIN, HELDOUT = 0.4, 600, 800
+TRAIN, HELDOUT = 600, 800
 
 
-def memorising(seed: int) -> Dataset:
+def memorising(seed: int, noise: float) -> Dataset:
     """Digits with random labels on a part, and a small training part."""
     plain = sources.load(SOURCE)
     rng = np.random.default_rng([seed, 7])
     y = plain.y.copy()
-    noisy = rng.permutation(len(y))[: round(NOISY * len(y))]
+    noisy = rng.permutation(len(y))[: round(noise * len(y))]
     y[noisy] = rng.integers(0, plain.num_classes, len(noisy))
     part = np.full(len(y), "test", dtype="<U7")
     order = rng.permutation(len(y))
@@ -67,12 +68,12 @@ class World:
     seconds: Mapping[str, float]
 
 
-def world(seed: int, epochs: int) -> World:
+def world(seed: int, epochs: int, noise: float) -> World:
     """Train original, retrained and reference."""
-    dataset = memorising(seed)
+    dataset = memorising(seed, noise)
     request = Request.parse("random=33%")
     splits = make_splits(dataset, request, seed=seed)
-    spec = quant.QuantSpec.parse(BITS)
+    spec = quant.QuantSpec.parse(BITS, grid="exact")
     recipe = quant.Recipe(epochs=epochs, batch_size=64, lr=0.05, weight_decay=0.0)
     task = tasks.get("classification")
     models, seconds = {}, {}
@@ -129,9 +130,9 @@ def line(kind: str, name: str, r: AuditResult) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(seed: int, epochs: int, shadows: int, c_host: bool) -> dict[str, Any]:
+def run(seed: int, epochs: int, shadows: int, noise: float, c_host: bool) -> dict[str, Any]:
     """All results of one seed."""
-    w = world(seed, epochs)
+    w = world(seed, epochs, noise)
     kinds = (*KINDS, "c-host") if c_host else KINDS
     known = {name: predictors(w, m, kinds) for name, m in w.models.items()}
     known |= {name: predictors(w, m, kinds) for name, m in controls(w, seed).items()}
@@ -207,19 +208,27 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--shadows", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--noise", type=float, default=0.8, help="share of the labels that are random")
+    parser.add_argument("--merge", help="comma-separated folders with smi.json of single seeds; trains nothing")
     parser.add_argument("--no-c", action="store_true", help="leave the generated C out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
     args.out.mkdir(parents=True, exist_ok=True)
-    for seed in map(int, args.seeds.split(",")):
-        found.append(run(seed, args.epochs, args.shadows, not args.no_c))
-        facts = {"threads": 1, "torch": torch.__version__, "epochs": args.epochs, "shadows": args.shadows}
-        (args.out / "smi.json").write_text(json.dumps({**facts, "seeds": found}, indent=1, sort_keys=True) + "\n")
-        (args.out / "smi.md").write_text(table(found))
-        (args.out / "smi_cost.md").write_text(cost(found))
-        print(table(found[-1:]), cost(found[-1:]), found[-1]["accuracy"], sep="\n", flush=True)
+    facts = {
+        "threads": 1, "torch": torch.__version__, "epochs": args.epochs, "shadows": args.shadows, "noise": args.noise
+    }  # fmt: skip
+    found = []
+    if args.merge:
+        parts = [json.loads((Path(p) / "smi.json").read_text()) for p in args.merge.split(",")]
+        facts = {k: v for k, v in parts[0].items() if k != "seeds"}
+        found = [f for p in parts for f in p["seeds"]]
+    else:
+        found = [run(s, args.epochs, args.shadows, args.noise, not args.no_c) for s in map(int, args.seeds.split(","))]
+    (args.out / "smi.json").write_text(json.dumps({**facts, "seeds": found}, indent=1, sort_keys=True) + "\n")
+    (args.out / "smi.md").write_text(table(found))
+    (args.out / "smi_cost.md").write_text(cost(found))
+    print(table(found), cost(found), sep="\n")
 
 
 if __name__ == "__main__":
