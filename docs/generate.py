@@ -211,6 +211,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-projection": _projection,
     "result-subspace": _subspace,
     "result-demo": partial(_result, "demo"),
+    "result-smi": partial(_result, "smi"),
+    "result-smi_cost": partial(_result, "smi_cost"),
     "result-verdicts": partial(_result, "verdicts"),
     "result-device-update": partial(_result, "device_update"),
     **{f"method-{name}": partial(_method, name) for name in METHODS},

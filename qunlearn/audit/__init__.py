@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from qunlearn.audit.accuracy import Accuracy
+from qunlearn.audit.attacks import Lira, Loss, Rmia, ULira
 from qunlearn.audit.base import Audit, AuditContext
 from qunlearn.audit.glossary import GLOSSARY, Entry
 from qunlearn.audit.mia import Mia
 from qunlearn.audit.predictor import FirmwarePredictor, OnnxPredictor, OraclePredictor, Predictor, TorchPredictor
+from qunlearn.audit.reference import Shadow, ShadowPool, shadow_pool
 from qunlearn.audit.registry import AUDITS, register
 from qunlearn.audit.result import AuditResult
 from qunlearn.audit.run import Artefact, AuditRun, audit_run, same_results
@@ -17,6 +19,10 @@ from qunlearn.audit.verdict import Judgement, Measurement
 register(Accuracy)
 register(Mia)
 register(Smi)
+register(Loss)
+register(Lira)
+register(Rmia)
+register(ULira)
 
 __all__ = [
     "AUDITS",
@@ -29,14 +35,23 @@ __all__ = [
     "Entry",
     "FirmwarePredictor",
     "Judgement",
+    "Lira",
+    "Loss",
     "Measurement",
+    "Mia",
     "OnnxPredictor",
     "OraclePredictor",
     "Predictor",
+    "Rmia",
+    "Shadow",
+    "ShadowPool",
+    "Smi",
     "TorchPredictor",
+    "ULira",
     "audit_run",
     "gap",
     "register",
     "same_results",
+    "shadow_pool",
     "summary",
 ]

@@ -117,7 +117,8 @@ class Audit(ABC):
     """Base of all verifiers. Subclasses set the class attributes, add fields, and write :meth:`run`.
 
     ``higher_side`` says what a value above the reference means: ``under`` (remembers) or ``over`` (forgot too much).
-    ``headline`` marks the one result of a run that a reader should look at first.
+    ``headline`` marks the one result of a run that a reader should look at first; an ``extra`` audit runs only when
+    it is named.
     """
 
     name: ClassVar[str]
@@ -126,6 +127,7 @@ class Audit(ABC):
     direction: ClassVar[str]
     higher_side: ClassVar[str]
     headline: ClassVar[bool] = False
+    extra: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "heldout")
     """Sample sets that the audit itself reads; their logits must be finite, and those of the utility gate."""
@@ -230,8 +232,8 @@ class Audit(ABC):
             audit=self.name,
             version=self.version,
             metric=self.metric,
-            value=None if m is None else m.value.value,
-            interval=None if m is None else m.value.interval(),
+            value=None if m is None or m.value is None else m.value.value,
+            interval=None if m is None or m.value is None else m.value.interval(),
             direction=self.direction,
             headline=self.headline,
             reference={
@@ -259,7 +261,7 @@ class Audit(ABC):
             },
             seeds={"audit": ctx.seed, **({} if m is None else m.seeds)},
             n={**{name: len(s) for name, s in sets.items()}, **({} if m is None else m.n)},
-            timings={"gates_s": gate - start, "audit_s": end - gate},
+            timings={"gates_s": gate - start, "audit_s": end - gate, **({} if m is None else m.timings)},
             tables={
                 "metrics": metrics,
                 "parity": None if ctx.parity is None else ctx.parity.to_json(),

@@ -30,7 +30,9 @@ REASONS: Mapping[str, str] = {
     "I-SMI-WIDE": "The interval of the forgetting rate is wider than one half.",
     "I-SMI-SELF-CHECK": "A set of known forgetting rate was not estimated rightly on these features.",
     "I-SMI-OFF-MIXTURE": "The forget set looks like neither members nor non-members nor a mixture of both.",
-    "I-SMI-COV": "The covariance form decides nothing.",
+    "I-SMI-COV": "The covariance form decides nothing and has no interval, only a reference range.",
+    "I-SMI-EXPLORATORY": "Members were read from the model before unlearning: this explores, it decides nothing.",
+    "I-ATTACK-NO-POWER": "The attack can hardly tell members from non-members: its share is an accident.",
     "I-DISAGREE": "The trained model and a shipping artefact got different verdicts.",
 }
 
@@ -42,6 +44,7 @@ WARNINGS: Mapping[str, str] = {
     "W-ARTEFACT-DISAGREES": "The trained model and a shipping artefact got different verdicts.",
     "W-TORCH-NOT-RUN": "The trained model was not audited beside the file.",
     "W-NO-PARITY": "No parity report was given for this artefact.",
+    "W-SMI-LOGITS": "The artefact shows no features; its logits were read instead.",
     "W-MIA-DEGENERATE": "The attack cannot tell members from non-members at all.",
 }
 

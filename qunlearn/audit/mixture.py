@@ -7,160 +7,130 @@ blockwise U-statistics, the tests and the bootstrap over all three sets are our 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qunlearn.audit.kernels_mmd import Float, Sums, median_gamma, permutations, sums
-from qunlearn.errors import DataError
+from qunlearn.audit.kernels_mmd import Float, Int, Product, gram_times, median_gamma, permuted, product, resampled
+from qunlearn.audit.matching import Matched, Sets, match
 
-Int = NDArray[np.int64]
-DEAD = 1e-12
-FEWEST = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sets:
-    """Features float64 [n, d] and class numbers int64 [n] (0..C-1) of m, n and u."""
-
-    m: Float
-    n: Float
-    u: Float
-    y_m: Int
-    y_n: Int
-    y_u: Int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matched:
-    """Sets with the classes that all three have, standardised by m and n, centred; ``share`` of the classes in u.
-
-    ``dropped`` share of u that was left out, ``dead`` feature columns without variance.
-    """
-
-    points: Float
-    classes: Int
-    sizes: tuple[int, int, int]
-    share: Float
-    dropped: float
-    dead: int
-    n_eff: tuple[float, float, float]
-
-    @property
-    def slices(self) -> tuple[slice, slice, slice]:
-        """Rows of m, n and u in ``points``."""
-        a, b, c = self.sizes
-        return slice(0, a), slice(a, a + b), slice(a + b, a + b + c)
-
-
-def match(sets: Sets, *, weighting: bool = True) -> Matched:
-    """Keep the classes with two samples in every set; with ``weighting=False`` all samples are one class.
-
-    DataError when nothing is left.
-    """
-    labels = (
-        [sets.y_m, sets.y_n, sets.y_u]
-        if weighting
-        else [np.zeros(len(y), np.int64) for y in (sets.y_m, sets.y_n, sets.y_u)]
-    )
-    count = 1 + max(int(y.max()) for y in labels)
-    counts = [np.bincount(y, minlength=count) for y in labels]
-    kept = np.flatnonzero(np.min(counts, axis=0) >= FEWEST)
-    rows = [np.flatnonzero(np.isin(y, kept)) for y in labels]
-    if any(len(r) < FEWEST for r in rows):
-        raise DataError(
-            "no class has two samples among members, non-members and forget set.", remedy="Audit a larger request."
-        )
-    number = np.zeros(count, np.int64)
-    number[kept] = np.arange(len(kept))
-    parts = [np.asarray(x, np.float64)[r] for x, r in zip((sets.m, sets.n, sets.u), rows, strict=True)]
-    classes = [number[y[r]] for y, r in zip(labels, rows, strict=True)]
-    pooled = np.concatenate(parts[:2])
-    center = pooled.mean(0)
-    std = (pooled - center).std(0)
-    alive = std >= DEAD
-    points = (np.concatenate(parts) - center)[:, alive] / std[alive]
-    share = np.bincount(classes[2], minlength=len(kept)) / len(classes[2])
-    n_eff = []
-    for y in classes:
-        w = (share / np.bincount(y, minlength=len(kept)))[y]
-        n_eff.append(float(1 / (w**2).sum()))
-    return Matched(
-        points=points - points.mean(0),
-        classes=np.concatenate(classes),
-        sizes=(len(rows[0]), len(rows[1]), len(rows[2])),
-        share=share,
-        dropped=1 - len(rows[2]) / len(labels[2]),
-        dead=int((~alive).sum()),
-        n_eff=(n_eff[0], n_eff[1], n_eff[2]),
-    )
+MAX_BYTES = 256 << 20
+"""Weights that are in memory at once; more resamples than fit are worked through in blocks."""
+PAIRS = {"identifiable": ("m", "n"), "forgotten": ("u", "n"), "remembered": ("u", "m")}
+TESTS = (*PAIRS, "mixture")
+"""T0 to T3: F_m = F_n, F_u = F_n, F_u = F_m, and u on the segment between m and n."""
+_STREAMS = {name: i for i, name in enumerate(("gamma", "boot", *TESTS), 11)}
+_TIE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """``pi`` unclipped; ``resamples`` [B] of it; p-values of T0 to T3; the three squared MMDs; ``gamma``."""
+    """``pi`` unclipped (NaN where nothing tells m from n); ``resamples`` [B] of it; p-values by test; the three squared
+    MMDs by pair; ``gamma``."""
 
     pi: float
     resamples: Float
-    p_identifiable: float
-    p_forgotten: float
-    p_remembered: float
-    p_mixture: float
+    p: Mapping[str, float]
     mmd2: Mapping[str, float]
     gamma: float
     matched: Matched = field(repr=False)
 
-    def interval(self, low: float = 0.05, high: float = 0.95) -> tuple[float, float]:
-        """Percentile interval of ``pi`` over the resamples, both unclipped."""
-        lo, hi = np.quantile(self.resamples, [low, high])
-        return float(lo), float(hi)
+    def interval(self, level: float = 0.9) -> tuple[float, float]:
+        """Percentile interval of ``pi`` over the resamples, unclipped; infinite where there are none."""
+        return quantiles(self.resamples, level)
 
 
-def _base_weights(x: Matched) -> Float:
-    """[N, 3]: the class-matched weights of m, n, u."""
-    out = np.zeros((len(x.points), 3))
-    for i, rows in enumerate(x.slices):
-        y = x.classes[rows]
-        out[rows, i] = (x.share / np.maximum(np.bincount(y, minlength=len(x.share)), 1))[y]
+def quantiles(values: Float, level: float) -> tuple[float, float]:
+    """The two quantiles that hold ``level`` of the finite ``values`` between them."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return -float("inf"), float("inf")
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def estimate(
+    sets: Sets,
+    *,
+    seed: int,
+    bootstrap: int = 200,
+    permute: int = 199,
+    class_match: str = "weights",
+    resample: str = "mnu",
+    chunk: int = 512,
+    tests: Collection[str] = TESTS,
+) -> Estimate:
+    """The mixture share of u with its resamples and the ``tests`` asked for.
+
+    The same ``seed`` and labels give the same resampled rows, whatever the features: two models are compared by joint
+    resamples. Kernel width and standardisation come from m and n once and never change. DataError when no class has two
+    samples in every set.
+    """
+    x = match(sets, how=class_match, seed=seed)
+    rng = {name: np.random.default_rng([seed, i]) for name, i in _STREAMS.items()}
+    gamma = median_gamma(np.concatenate([x.points["m"], x.points["n"]]), rng["gamma"])
+    if not np.isfinite(gamma):
+        return _nothing(x, bootstrap, tests)
+    point: dict[str, Float] = {}
+    resamples = []
+    for count in _blocks(bootstrap, len(x)):
+        weights = {s: _columns(x, s, count, rng["boot"], drawn=s in resample) for s in "mnu"}
+        k = _terms(x, weights, gamma, chunk)
+        point = point or {name: v[:1] for name, v in k.items()}
+        resamples.append(np.broadcast_to(_pi(k), (count + 1,))[1:])
+    pi = float(_pi(point)[0])
+    p = {}
+    for name, (a, b) in PAIRS.items():
+        if name in tests:
+            p[name] = _permutation_test(x, a, b, gamma, permute, rng[name], chunk)
+    if "mixture" in tests:
+        share = float(np.clip(pi, 0, 1)) if np.isfinite(pi) else 0.0
+        off = float(_off_mixture(point, np.array([share]))[0])
+        null = _off_mixture_null(x, share, gamma, bootstrap, rng["mixture"], chunk)
+        p["mixture"] = (1 + int((null >= off - _TIE).sum())) / (bootstrap + 1)
+    return Estimate(
+        pi=pi,
+        resamples=np.concatenate(resamples),
+        p=p,
+        mmd2={f"{a},{b}": _mmd2(point, a, b) for a, b in PAIRS.values()},
+        gamma=gamma,
+        matched=x,
+    )
+
+
+def _nothing(x: Matched, bootstrap: int, tests: Collection[str]) -> Estimate:
+    """Features without any distance: nothing is identifiable."""
+    return Estimate(
+        pi=float("nan"),
+        resamples=np.full(bootstrap, np.nan),
+        p=dict.fromkeys((t for t in TESTS if t in tests), 1.0),
+        mmd2={f"{a},{b}": 0.0 for a, b in PAIRS.values()},
+        gamma=0.0,
+        matched=x,
+    )
+
+
+def _blocks(count: int, points: int) -> Iterator[int]:
+    """Sizes of the blocks of resamples, each small enough for ``MAX_BYTES``."""
+    most = max(256, MAX_BYTES // (16 * points))
+    for start in range(0, count, most):
+        yield min(most, count - start)
+
+
+def _columns(x: Matched, s: str, count: int, rng: np.random.Generator, *, drawn: bool) -> Float:
+    """[n, 1 + count]: matched weights of a set, then resampled ones; the first column alone where it stays."""
+    base = x.weights(s)[:, None]
+    return np.hstack([base, base * resampled(x.classes[s], count, rng)]) if drawn else base
+
+
+def _terms(x: Matched, w: Mapping[str, Float], gamma: float, chunk: int) -> dict[str, Float]:
+    """The six kernel sums of every triple of columns."""
+    out = {s + s: product(x.points[s], x.classes[s], gamma, w[s], chunk=chunk).within() for s in "mnu"}
+    for a, b in ("mn", "um", "un"):
+        kw = gram_times(x.points[a], gamma, w[b], others=x.points[b], chunk=chunk)
+        out[a + b] = (w[a] * kw).sum(0)
     return out
-
-
-def _resampled(x: Matched, base: Float, count: int, rng: np.random.Generator, which: str) -> Float:
-    """[N, 3 count]: multinomial counts inside each class times the weights; sets not in ``which`` stay as they are."""
-    out = np.repeat(base[:, :, None], count, axis=2)
-    for i, rows in enumerate(x.slices):
-        if "mnu"[i] not in which:
-            continue
-        y = x.classes[rows]
-        for c in np.unique(y):
-            own = rows.start + np.flatnonzero(y == c)
-            counts = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=count)
-            out[own, i] *= counts.T
-    return out.reshape(len(x.points), 3 * count)
-
-
-def _mixtures(x: Matched, pi: float, count: int, rng: np.random.Generator) -> Float:
-    """[N, 3 count]: m*, n* resampled, and u* drawn from n with probability ``pi``, from m else, class by class."""
-    out = np.zeros((len(x.points), 3, count))
-    m, n, u = x.slices
-    for c in range(len(x.share)):
-        rows = [s.start + np.flatnonzero(x.classes[s] == c) for s in (m, n, u)]
-        for i in (0, 1):
-            counts = rng.multinomial(len(rows[i]), np.full(len(rows[i]), 1 / len(rows[i])), size=count)
-            out[rows[i], i] = counts.T * x.share[c] / len(rows[i])
-        from_n = rng.binomial(len(rows[2]), pi, size=count)
-        for column, k in enumerate(from_n):
-            for own, size in ((rows[1], int(k)), (rows[0], len(rows[2]) - int(k))):
-                drawn = np.bincount(rng.integers(0, len(own), size), minlength=len(own))
-                out[own, 2, column] = drawn / u_count(x)
-    return out.reshape(len(x.points), 3 * count)
-
-
-def u_count(x: Matched) -> int:
-    """Number of forget samples that take part."""
-    return x.sizes[2]
 
 
 def _pi(k: Mapping[str, Float]) -> Float:
@@ -170,6 +140,10 @@ def _pi(k: Mapping[str, Float]) -> Float:
     return out
 
 
+def _mmd2(k: Mapping[str, Float], a: str, b: str) -> float:
+    return float((k[a + a] + k[b + b] - 2 * k[a + b])[0])
+
+
 def _off_mixture(k: Mapping[str, Float], p: Float) -> Float:
     """Squared distance of u from the mixture with share ``p``."""
     q = 1 - p
@@ -177,102 +151,98 @@ def _off_mixture(k: Mapping[str, Float], p: Float) -> Float:
     return out
 
 
-def _terms(s: Sums, start: int, count: int, *, shared: bool = False) -> dict[str, Float]:
-    """The six kernel sums of ``count`` triples of columns (m, n, u blocks of ``count`` from ``start`` on)."""
-    m, n, u = (np.arange(start + i * count, start + (i + 1) * count) for i in range(3))
-    cross = s.cross_distinct if shared else s.cross
-    return {
-        "mm": s.within(m), "nn": s.within(n), "uu": s.within(u),
-        "mn": s.cross(m, n), "um": cross(u, m), "un": cross(u, n),
-    }  # fmt: skip
+def _permutation_test(
+    x: Matched, a: str, b: str, gamma: float, count: int, rng: np.random.Generator, chunk: int
+) -> float:
+    """p-value of F_a = F_b, one-sided, by relabelling inside each class."""
+    points = np.concatenate([x.points[a], x.points[b]])
+    classes = np.concatenate([x.classes[a], x.classes[b]])
+    n_a = len(x.points[a])
+    first, second = x.omega(a)[classes][:, None], x.omega(b)[classes][:, None]
+    actual = (np.arange(len(points)) < n_a).astype(np.float64)[:, None]
+    seen: float | None = None
+    above = 0
+    for size in _blocks(count, 2 * len(points)):
+        s = np.hstack([actual, permuted(classes, n_a, size, rng)])
+        one, two = _both(points, classes, gamma, s, first, second, chunk)
+        stat = one.within() + two.within() - 2 * (one.weights * two.all_pairs).sum(0)
+        seen = float(stat[0]) if seen is None else seen
+        above += int((stat[1:] >= seen - _TIE).sum())
+    return (1 + above) / (count + 1)
 
 
-def estimate(
-    sets: Sets,
-    *,
-    seed: int,
-    bootstrap: int = 200,
-    permute: int = 199,
-    weighting: bool = True,
-    resample: str = "mnu",
-    chunk: int = 512,
-) -> Estimate:
-    """The mixture share of u with its resamples and the four tests.
+def _both(
+    points: Float, classes: Int, gamma: float, s: Float, first: Float, second: Float, chunk: int
+) -> tuple[Product, Product]:
+    """The products of both groups of relabelled points: s times ``first`` and (1 - s) times ``second``.
 
-    T0 (``p_identifiable``): F_m = F_n, one-sided; where it is not small nothing can be said. T1, T2: F_u = F_n, F_u =
-    F_m. T3 (``p_mixture``): u lies on the segment between m and n, by a parametric bootstrap.
+    Where the two weights are in one ratio everywhere, K s gives K (1 - s) at once: half the columns.
     """
-    x = match(sets, weighting=weighting)
-    rng = {name: np.random.default_rng([seed, i]) for i, name in enumerate(("gamma", "boot", "perm", "mix"), 11)}
-    m, n, u = x.slices
-    gamma = median_gamma(x.points[: n.stop], rng["gamma"])
-    if not np.isfinite(gamma):
-        return _nothing(x, bootstrap)
-    base = _base_weights(x)
-    columns = [base, _resampled(x, base, bootstrap, rng["boot"], resample)]
-    tests = []
-    for a, b in ((m, n), (u, n), (u, m)):
-        rows = np.concatenate([np.arange(a.start, a.stop), np.arange(b.start, b.stop)])
-        first, second = permutations((x.classes[a], x.classes[b]), x.share, permute, rng["perm"])
-        both = np.zeros((len(x.points), 2 * permute))
-        both[rows] = np.concatenate([first, second], axis=1)
-        columns.append(both)
-    s = sums(x.points, x.classes, gamma, np.concatenate(columns, axis=1), chunk=chunk)
-    point = _terms(s, 0, 1)
-    pi = float(_pi(point)[0])
-    pairs = {"m,n": ("mm", "nn", "mn"), "u,n": ("uu", "nn", "un"), "u,m": ("uu", "mm", "um")}
-    mmd2 = {name: float((point[a] + point[b] - 2 * point[c])[0]) for name, (a, b, c) in pairs.items()}
-    at = 3 + 3 * bootstrap
-    for name in pairs:
-        a, b = np.arange(at, at + permute), np.arange(at + permute, at + 2 * permute)
-        null = s.within(a) + s.within(b) - 2 * s.cross(a, b)
-        tests.append((1 + int((null >= mmd2[name]).sum())) / (permute + 1))
-        at += 2 * permute
-    share = float(np.clip(pi, 0, 1)) if np.isfinite(pi) else 0.0
-    r = float(_off_mixture(point, np.array([share]))[0])
-    mixed = sums(x.points, x.classes, gamma, _mixtures(x, share, bootstrap, rng["mix"]), chunk=chunk)
-    k = _terms(mixed, 0, bootstrap, shared=True)
-    null = _off_mixture(k, np.clip(np.nan_to_num(_pi(k)), 0, 1))
-    resamples = _pi(_terms(s, 3, bootstrap))
-    return Estimate(
-        pi=pi,
-        resamples=resamples[np.isfinite(resamples)],
-        p_identifiable=tests[0],
-        p_forgotten=tests[1],
-        p_remembered=tests[2],
-        p_mixture=(1 + int((null >= r).sum())) / (bootstrap + 1),
-        mmd2=mmd2,
-        gamma=gamma,
-        matched=x,
+    ratio = second / first
+    if np.ptp(ratio) > 1e-12 * ratio[0, 0]:
+        q = s.shape[1]
+        both = product(points, classes, gamma, np.hstack([s * first, (1 - s) * second]), chunk=chunk)
+        one, two = (
+            Product(
+                weights=both.weights[:, part],
+                all_pairs=both.all_pairs[:, part],
+                same_class=both.same_class[:, part],
+                classes=classes,
+            )
+            for part in (slice(0, q), slice(q, 2 * q))
+        )
+        return one, two
+    whole = product(points, classes, gamma, np.hstack([first, s * first]), chunk=chunk)
+    r = float(ratio[0, 0])
+    one = Product(
+        weights=whole.weights[:, 1:],
+        all_pairs=whole.all_pairs[:, 1:],
+        same_class=whole.same_class[:, 1:],
+        classes=classes,
     )
+    two = Product(
+        weights=(1 - s) * second,
+        all_pairs=r * (whole.all_pairs[:, :1] - one.all_pairs),
+        same_class=r * (whole.same_class[:, :1] - one.same_class),
+        classes=classes,
+    )
+    return one, two
 
 
-def _nothing(x: Matched, bootstrap: int) -> Estimate:
-    """Features without any distance: nothing is identifiable."""
-    zero = dict.fromkeys(("m,n", "u,n", "u,m"), 0.0)
-    return Estimate(
-        pi=0.0, resamples=np.zeros(bootstrap), p_identifiable=1.0, p_forgotten=1.0, p_remembered=1.0, p_mixture=1.0,
-        mmd2=zero, gamma=0.0, matched=x,
-    )  # fmt: skip
+def _off_mixture_null(x: Matched, pi: float, gamma: float, count: int, rng: np.random.Generator, chunk: int) -> Float:
+    """[count] of R under the mixture with share ``pi``: m* and n* resampled, u* drawn from n and m, R at its own p."""
+    points = np.concatenate([x.points["m"], x.points["n"]])
+    classes = np.concatenate([x.classes["m"], x.classes["n"]])
+    n_m = len(x.points["m"])
+    out = []
+    for size in _blocks(count, 2 * len(points)):
+        m = x.weights("m")[:, None] * resampled(x.classes["m"], size, rng)
+        n = x.weights("n")[:, None] * resampled(x.classes["n"], size, rng)
+        u = _drawn(x, pi, size, rng)
+        ku = product(points, classes, gamma, u, chunk=chunk)
+        nothing = np.zeros((len(points), size))
+        in_m, in_n = nothing.copy(), nothing
+        in_m[:n_m], in_n[n_m:] = m, n
+        k = {
+            "mm": product(x.points["m"], x.classes["m"], gamma, m, chunk=chunk).within(),
+            "nn": product(x.points["n"], x.classes["n"], gamma, n, chunk=chunk).within(),
+            "uu": ku.within(),
+            "um": ku.distinct(in_m),
+            "un": ku.distinct(in_n),
+            "mn": (m * gram_times(x.points["m"], gamma, n, others=x.points["n"], chunk=chunk)).sum(0),
+        }
+        out.append(_off_mixture(k, np.clip(np.nan_to_num(_pi(k)), 0, 1)))
+    return np.concatenate(out)
 
 
-def synthetic(sets: Sets, *, seed: int) -> Sets:
-    """The same m and n halved, and a u made of one unused half of each: its share is 1/2.
-
-    A self check of the estimator on the very features that are audited.
-    """
-    rng = np.random.default_rng([seed, 21])
-    parts: dict[str, Float] = {}
-    labels: dict[str, Int] = {}
-    spare = []
-    for name, y in (("m", sets.y_m), ("n", sets.y_n)):
-        order = rng.permutation(len(y))
-        half = len(y) // 2
-        x = getattr(sets, name)
-        parts[name], labels[name] = x[order[:half]], y[order[:half]]
-        spare.append((x[order[half:]], y[order[half:]]))
-    size = min(len(y) for _, y in spare)
-    return Sets(
-        m=parts["m"], n=parts["n"], u=np.concatenate([x[:size] for x, _ in spare]),
-        y_m=labels["m"], y_n=labels["n"], y_u=np.concatenate([y[:size] for _, y in spare]),
-    )  # fmt: skip
+def _drawn(x: Matched, pi: float, count: int, rng: np.random.Generator) -> Float:
+    """[n_m + n_n, count] weights of u*: of each class as many as u has, a binomial share from n."""
+    n_m, n_u = len(x.points["m"]), len(x.points["u"])
+    out = np.zeros((n_m + len(x.points["n"]), count))
+    for c in range(len(x.share)):
+        m, n = np.flatnonzero(x.classes["m"] == c), n_m + np.flatnonzero(x.classes["n"] == c)
+        size = int((x.classes["u"] == c).sum())
+        from_n = rng.binomial(size, pi, size=count)
+        out[n] = rng.multinomial(from_n, np.full(len(n), 1 / len(n))).T / n_u
+        out[m] = rng.multinomial(size - from_n, np.full(len(m), 1 / len(m))).T / n_u
+    return out

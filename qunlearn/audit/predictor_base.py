@@ -73,8 +73,7 @@ class Predictor(ABC):
         """
         if len(samples) == 0:
             raise InvariantError("logits of an empty sample set were asked for.", remedy="Check the splits.")
-        order = hashlib.sha256(samples.digest().encode() + b"\0".join(str(i).encode() for i in samples.ids))
-        key = order.hexdigest()
+        key = _order(samples)
         if key not in self._cache:
             parts = []
             for start in range(0, len(samples), CHUNK):
@@ -94,14 +93,24 @@ class Predictor(ABC):
 
     @final
     def features_on(self, samples: Samples, name: str) -> NDArray[np.float32]:
-        """Feature ``name`` float32 [n, d] of all samples, in their order; not remembered."""
-        parts = []
-        for start in range(0, len(samples), CHUNK):
-            x = samples.inputs(np.arange(start, min(start + CHUNK, len(samples))))
-            parts.append(self.features(x, (name,))[name])
-        return np.concatenate(parts)
+        """Feature ``name`` float32 [n, d] of all samples, in their order, read-only; one pass, then remembered."""
+        key = f"{name} {_order(samples)}"
+        if key not in self._cache:
+            parts = []
+            for start in range(0, len(samples), CHUNK):
+                x = samples.inputs(np.arange(start, min(start + CHUNK, len(samples))))
+                parts.append(self.features(x, (name,))[name])
+            out = np.concatenate(parts)
+            out.flags.writeable = False
+            self._cache[key] = out
+        return self._cache[key]
 
     @final
     def forget_cache(self) -> None:
-        """Drop the remembered logits (tests that two evaluations are bit-equal need this)."""
+        """Drop the remembered logits and features (tests that two evaluations are bit-equal need this)."""
         self._cache.clear()
+
+
+def _order(samples: Samples) -> str:
+    """Digest of the samples in their order."""
+    return hashlib.sha256(samples.digest().encode() + b"\0".join(str(i).encode() for i in samples.ids)).hexdigest()

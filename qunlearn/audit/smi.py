@@ -9,50 +9,22 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qunlearn.audit import intervals, mixture, smi_cov
+from qunlearn.audit import intervals, matching, mixture, smi_cov
 from qunlearn.audit.base import Audit, AuditContext
 from qunlearn.audit.intervals import Estimate
-from qunlearn.audit.mixture import Sets
+from qunlearn.audit.matching import Sets
 from qunlearn.audit.predictor import Predictor
-from qunlearn.audit.sets import need
+from qunlearn.audit.smi_sets import AuditSets, audit_sets, gone_sets
 from qunlearn.audit.verdict import PASS, Judgement, Measurement, fail, inconclusive
 from qunlearn.data.dataset import Samples
-from qunlearn.data.partition import strata, stratified_part
-from qunlearn.data.splits import Splits
-from qunlearn.errors import UnsupportedError
+from qunlearn.errors import DataError, UnsupportedError
 from qunlearn.hyper import hyper
 
 FEWEST = 50
 DROPPED, WIDEST = 0.1, 0.5
-LOGITS, PENULTIMATE = "logits", "penultimate"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditSets:
-    """Members (retain), never trained (half of held-out's audit part), forgotten, and the spare half of held-out."""
-
-    m: Samples
-    n: Samples
-    u: Samples
-    spare: Samples
-
-
-def audit_sets(splits: Splits, *, max_n: int, seed: int) -> AuditSets:
-    """The four sets, each cut to ``max_n`` by a seeded choice that keeps the classes' shares."""
-    heldout = need(splits, "heldout")
-    half = _part(heldout, 0.5, seed, "smi.spare")
-    n, spare = heldout.take(np.flatnonzero(half)), heldout.take(np.flatnonzero(~half))
-    found = {"m": need(splits, "retain"), "n": n, "u": splits.forget, "spare": spare}
-    cut = {}
-    for name, samples in found.items():
-        if len(samples) > max_n:
-            samples = samples.take(np.flatnonzero(_part(samples, max_n / len(samples), seed, f"smi.{name}")))
-        cut[name] = samples
-    return AuditSets(**cut)
-
-
-def _part(samples: Samples, share: float, seed: int, purpose: str) -> NDArray[np.bool_]:
-    return stratified_part(samples.content_hashes(), strata(samples.targets(), None), share, seed=seed, purpose=purpose)
+AUTO, LOGITS, PENULTIMATE = "auto", "logits", "penultimate"
+ASKED: Mapping[str, tuple[str, ...]] = {"after": mixture.TESTS, "reference": ("identifiable", "mixture"), "before": ()}
+"""The tests that each model needs; the model before unlearning is a self check only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,77 +47,89 @@ class Smi(Audit):
         choices=("mmd", "cov", "both"),
         doc="mmd decides; cov is the fidelity form, and alone it is inconclusive.",
     )
-    phi: str = hyper(PENULTIMATE, doc="Features: penultimate, logits, or the name of a layer.")
+    phi: str = hyper(
+        AUTO,
+        doc="Features: penultimate, logits, or the name of a layer; auto: penultimate, or logits (with a warning) "
+        "where the artefact shows no features.",
+    )
     bootstrap: int = hyper(200, low=100, high=10_000, unit="resamples", doc="Resamples of the interval and of T3.")
     resample: str = hyper("mnu", choices=("mnu", "u"), doc="Sets that are resampled; u alone is the fidelity form.")
+    level: float = hyper(0.9, low=0.5, high=0.999, doc="The interval holds this share of the resamples, two-sided.")
     permutations: int = hyper(199, low=99, high=10_000, unit="permutations", doc="Permutations of each test.")
     alpha: float = hyper(0.05, low=0, low_open=True, high=0.5, doc="Level of the identifiability and mixture tests.")
     class_match: str = hyper(
         "weights",
-        choices=("weights", "none"),
-        doc="Match the classes of all sets; none only where labels mean nothing.",
+        choices=matching.HOW,
+        doc="Give members and non-members the classes of the forget set by weights or by leaving samples out; none "
+        "only where labels mean nothing.",
+    )
+    member_reference: str = hyper(
+        "retain",
+        choices=("retain", "original_model"),
+        doc="Members: retain set; or, to explore classes forgotten as a whole, forget set under the model before "
+        "(never passes).",
     )
     max_n: int = hyper(1000, low=50, high=100_000, unit="samples", doc="Most samples of a set.")
     chunk: int = hyper(512, low=1, high=100_000, unit="rows", doc="Rows of the kernel that are in memory at once.")
 
     def run(self, ctx: AuditContext) -> Measurement:
         """Estimates on before, after and reference with the same resamples, self checks, gates."""
+        phi, warnings = self._phi(ctx.after)
         sets = audit_sets(ctx.splits, max_n=self.max_n, seed=ctx.seed)
-        features = {name: self._features(p, sets) for name, p in ctx.predictors().items()}
-        found = {name: self._estimate(f, ctx.seed) for name, f in features.items()}
+        if self.member_reference == "original_model":
+            sets = gone_sets(ctx.splits, sets, seed=ctx.seed)
+        shared: dict[str, Any] = {
+            "n": {"members": len(sets.m), "nonmembers": len(sets.n), "forget": len(sets.u), "spare": len(sets.spare)},
+            "warnings": warnings,
+        }
+        features = {name: self._features(name, ctx, sets, phi) for name in ctx.predictors()}
+        tables: dict[str, Any] = {"phi": phi, **self._cov(features["after"], ctx.seed)}
+        if self.estimator == "cov":
+            return Measurement(value=None, gates=("I-SMI-COV",), metrics={}, tables=tables, **shared)
+        try:
+            found = {name: self._estimate(f, ctx.seed, ASKED[name]) for name, f in features.items()}
+        except DataError:
+            return Measurement(value=None, gates=("I-SMI-CLASSES",), metrics={}, tables=tables, **shared)
         after, reference = found["after"], found.get("reference")
-        checks = self._checks(features["after"], found["before"], sets, ctx)
-        gates = self._gates(after, checks, len(sets.u))
-        value = _estimate(after.pi, after.resamples)
-        delta = None
-        if reference is not None:
-            k = min(len(after.resamples), len(reference.resamples))
-            delta = _estimate(after.pi - reference.pi, after.resamples[:k] - reference.resamples[:k])
-        tables: dict[str, Any] = {
+        checks = self._checks(features["after"], found["before"], sets, ctx, phi)
+        tables |= {
             "tests": {name: _tests(e) for name, e in found.items()},
             "self_checks": checks,
-            "phi": self.phi,
             "dead_columns": after.matched.dead,
         }
-        if self.estimator != "mmd":
-            f = features["after"]
-            c = smi_cov.estimate(f.m, f.n, f.u, seed=ctx.seed, bootstrap=self.bootstrap)
-            tables["cov"] = {
-                "pi": c.pi, "two_minima": c.two_minima, "reference_range": list(c.reference_range), "joint": c.joint,
-                "projected": c.projected,
-            }  # fmt: skip
-        if self.estimator == "cov":
-            gates = ("I-SMI-COV", *gates)
-        rows = {name: _estimate(e.pi, e.resamples) for name, e in found.items()}
+        gates = self._gates(found, checks)
+        values = {name: self._interval(e.pi, e.resamples) for name, e in found.items()}
+        delta = None
+        if reference is not None:
+            delta = self._interval(after.pi - reference.pi, after.resamples - reference.resamples)
+        row = {name: v for name, v in {**values, "delta": delta}.items() if v is not None}
         return Measurement(
-            value=value,
-            before=found["before"].pi,
-            reference=None if reference is None else rows["reference"],
+            value=values["after"],
+            before=found["before"].pi if values["before"] is not None else None,
+            reference=values.get("reference"),
             delta=delta,
             gates=gates,
-            n={"members": len(sets.m), "nonmembers": len(sets.n), "forget": len(sets.u), "spare": len(sets.spare)},
-            metrics={"forgetting_rate": {"forget": intervals.row(**rows, **({"delta": delta} if delta else {}))}},
+            metrics={"forgetting_rate": {"forget": intervals.row(**row)}} if row else {},
             tables=tables,
+            **shared,
         )
 
     def judge(self, m: Measurement, ctx: AuditContext) -> Judgement:
         """The two-sided rule; off the mixture where the reference is not rules out a pass, beyond 1 it is a failure."""
         plain = super().judge(m, ctx)
-        tests = m.tables["tests"]
-        alone = tests["after"]["p_mixture"] < self.alpha and (
-            "reference" not in tests or tests["reference"]["p_mixture"] >= self.alpha
-        )
-        if m.gates or not alone:
+        if m.gates or m.value is None or ctx.reference is None:
             return plain
-        if m.value.value > 1 and plain.verdict != "fail":
+        tests = m.tables["tests"]
+        alone = tests["after"]["mixture"] < self.alpha <= tests["reference"]["mixture"]
+        if alone and m.value.value > 1 and plain.verdict != "fail":
             return fail("over", "F-OVER", "I-SMI-OFF-MIXTURE")
-        return inconclusive("I-SMI-OFF-MIXTURE") if plain == PASS else plain
+        return inconclusive("I-SMI-OFF-MIXTURE") if alone and plain == PASS else plain
 
     def judge_without_reference(self, m: Measurement, ctx: AuditContext) -> Judgement:
         """pass: the whole interval is at least ``pi_min`` and the mixture model holds; fail: it lies wholly below."""
-        if m.gates:
+        if m.gates or m.value is None:
             return inconclusive(*m.gates)
-        off = m.tables["tests"]["after"]["p_mixture"] < self.alpha
+        off = m.tables["tests"]["after"]["mixture"] < self.alpha
         if m.value.hi < self.pi_min:
             return fail("under", "F-UNDER")
         if off and m.value.value > 1:
@@ -154,44 +138,108 @@ class Smi(Audit):
             return inconclusive("I-SMI-OFF-MIXTURE")
         return PASS if m.value.lo >= self.pi_min else inconclusive("I-INTERVAL")
 
-    def _features(self, predictor: Predictor, sets: AuditSets) -> Sets:
-        parts = {name: features_of(predictor, getattr(sets, name), self.phi) for name in ("m", "n", "u")}
-        return Sets(**parts, y_m=sets.m.targets(), y_n=sets.n.targets(), y_u=sets.u.targets())
+    def _phi(self, predictor: Predictor) -> tuple[str, tuple[str, ...]]:
+        """The features to read, and what is to be said about the choice."""
+        if self.phi != AUTO:
+            return self.phi, ()
+        shows = "features" in predictor.capabilities and predictor.kind != "c-target"
+        return (PENULTIMATE, ()) if shows else (LOGITS, ("W-SMI-LOGITS",))
 
-    def _estimate(self, f: Sets, seed: int) -> mixture.Estimate:
+    def _features(self, name: str, ctx: AuditContext, sets: AuditSets, phi: str) -> Sets:
+        predictor = ctx.predictors()[name]
+        members = ctx.before if self.member_reference == "original_model" else predictor
+        return Sets(
+            m=features_of(members, sets.m, phi),
+            n=features_of(predictor, sets.n, phi),
+            u=features_of(predictor, sets.u, phi),
+            y_m=sets.m.targets(),
+            y_n=sets.n.targets(),
+            y_u=sets.u.targets(),
+        )
+
+    def _estimate(self, f: Sets, seed: int, tests: tuple[str, ...] = ()) -> mixture.Estimate:
         return mixture.estimate(
             f, seed=seed, bootstrap=self.bootstrap, permute=self.permutations, resample=self.resample,
-            weighting=self.class_match == "weights", chunk=self.chunk,
+            class_match=self.class_match, chunk=self.chunk, tests=tests,
         )  # fmt: skip
 
-    def _gates(self, e: mixture.Estimate, checks: Mapping[str, Any], size: int) -> tuple[str, ...]:
-        out = []
-        if e.p_identifiable >= self.alpha:
-            out.append("I-SMI-NO-SIGNAL")
+    def _interval(self, value: float, resamples: NDArray[np.float64]) -> Estimate | None:
+        """None where nothing could be estimated."""
+        if not np.isfinite(value):
+            return None
+        low, high = mixture.quantiles(resamples, self.level)
+        drawn = "all three sets" if self.resample == "mnu" else "the forget set only"
+        return Estimate(
+            value=float(value),
+            lo=float(min(value, low)) if np.isfinite(low) else float(value),
+            hi=float(max(value, high)) if np.isfinite(high) else float(value),
+            level=self.level,
+            method=f"percentile bootstrap of {drawn}",
+            n=self.bootstrap,
+        )
+
+    def _cov(self, f: Sets, seed: int) -> dict[str, Any]:
+        if self.estimator == "mmd":
+            return {}
+        c = smi_cov.estimate(f.m, f.n, f.u, seed=seed, bootstrap=self.bootstrap, level=self.level)
+        return {
+            "cov": {
+                "pi": c.pi,
+                "two_minima": c.two_minima,
+                "reference_range": list(c.reference_range),
+                "joint": c.joint,
+                "projected": c.projected,
+            }
+        }
+
+    def _gates(self, found: Mapping[str, mixture.Estimate], checks: Mapping[str, Any]) -> tuple[str, ...]:
+        e = found["after"]
+        out = [
+            "I-SMI-NO-SIGNAL" if name == "after" else f"I-SMI-NO-SIGNAL: {name}"
+            for name in ("after", "reference")
+            if name in found and (found[name].p["identifiable"] >= self.alpha or not np.isfinite(found[name].pi))
+        ]
         if min(e.matched.n_eff) < FEWEST:
             out.append("I-SMI-FEW")
         if e.matched.dropped > DROPPED:
             out.append("I-SMI-CLASSES")
-        low, high = e.interval()
+        low, high = e.interval(self.level)
         if high - low > WIDEST:
             out.append("I-SMI-WIDE")
+        if self.member_reference == "original_model":
+            out.append("I-SMI-EXPLORATORY")
         out += [f"I-SMI-SELF-CHECK: {name}" for name, c in checks.items() if not c["ok"]]
         return tuple(out)
 
     def _checks(
-        self, f: Sets, before: mixture.Estimate, sets: AuditSets, ctx: AuditContext
+        self, f: Sets, before: mixture.Estimate, sets: AuditSets, ctx: AuditContext, phi: str
     ) -> dict[str, dict[str, Any]]:
         """Known shares on the audited features: the model before (0), a spare half of held-out (1), a mixture (1/2)."""
-        spare = replace(f, u=features_of(ctx.after, sets.spare, self.phi), y_u=sets.spare.targets())
-        tries = {"before": (0.0, before), "spare": (1.0, None), "mixture": (0.5, None)}
-        given = {"spare": spare, "mixture": mixture.synthetic(f, seed=ctx.seed)}
-        out = {}
-        for name, (truth, e) in tries.items():
-            e = e or self._estimate(given[name], ctx.seed)
-            error = float(np.std(e.resamples)) if len(e.resamples) else float("inf")
-            margin = 3 * error if name == "mixture" else max(self.tol, 3 * error)
-            out[name] = {"expected": truth, "pi": e.pi, "se": error, "ok": bool(abs(e.pi - truth) <= margin)}
+        spare = replace(f, u=features_of(ctx.after, sets.spare, phi), y_u=sets.spare.targets())
+        out = {"before": _check(0.0, before, least=self.tol)}
+        for name, truth, given, least in (
+            ("spare", 1.0, spare, self.tol),
+            ("mixture", 0.5, matching.synthetic(f, seed=ctx.seed), 0.0),
+        ):
+            try:
+                out[name] = _check(truth, self._estimate(given, ctx.seed), least=least)
+            except DataError:
+                out[name] = {"expected": truth, "pi": None, "se": None, "ok": False}
         return out
+
+
+def _check(truth: float, e: mixture.Estimate, *, least: float) -> dict[str, Any]:
+    """Whether an estimate lies within 3 standard errors, or ``least``, of the truth. [our choice]"""
+    if not np.isfinite(e.pi):
+        return {"expected": truth, "pi": None, "se": None, "ok": False}
+    error = spread(e.resamples)
+    return {"expected": truth, "pi": e.pi, "se": error, "ok": bool(abs(e.pi - truth) <= max(least, 3 * error))}
+
+
+def spread(resamples: NDArray[np.float64]) -> float:
+    """Standard error from the quartiles of the resamples: a ratio has no finite variance, quartiles it has."""
+    finite = resamples[np.isfinite(resamples)]
+    return float(np.subtract(*np.quantile(finite, [0.75, 0.25])) / 1.349) if len(finite) else 0.0
 
 
 def features_of(predictor: Predictor, samples: Samples, phi: str) -> NDArray[np.float64]:
@@ -207,20 +255,5 @@ def features_of(predictor: Predictor, samples: Samples, phi: str) -> NDArray[np.
     return predictor.features_on(samples, phi).astype(np.float64)
 
 
-def _estimate(value: float, resamples: NDArray[np.float64]) -> Estimate:
-    low, high = np.quantile(resamples, [0.05, 0.95]) if len(resamples) else (value, value)
-    return Estimate(
-        value=float(value),
-        lo=float(low),
-        hi=float(high),
-        level=0.9,
-        method="percentile bootstrap",
-        n=max(1, len(resamples)),
-    )
-
-
 def _tests(e: mixture.Estimate) -> dict[str, Any]:
-    return {
-        "p_identifiable": e.p_identifiable, "p_forgotten": e.p_forgotten, "p_remembered": e.p_remembered,
-        "p_mixture": e.p_mixture, "mmd2": dict(e.mmd2), "n_eff": list(e.matched.n_eff), "dropped": e.matched.dropped,
-    }  # fmt: skip
+    return {**e.p, "mmd2": dict(e.mmd2), "gamma": e.gamma, "n_eff": list(e.matched.n_eff), "dropped": e.matched.dropped}

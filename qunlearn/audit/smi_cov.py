@@ -17,7 +17,8 @@ WIDE, PROJECTED = 2048, 512
 
 @dataclass(frozen=True, kw_only=True)
 class CovEstimate:
-    """``pi`` in 0..1; whether f has ``two_minima``; 5 and 95 % quantiles over resamples of u alone; ``joint``: with the
+    """``pi`` in 0..1; whether f has ``two_minima``; ``reference_range``: quantiles over resamples of u alone, no
+    confidence interval; ``joint``: with the
     mean too; ``projected``: features were projected to 512 dimensions."""
 
     pi: float
@@ -55,7 +56,7 @@ def solve(c: Float) -> tuple[float, bool]:
     return float(candidates[int(values.argmin())]), int(((values < lower) & (values < upper)).sum()) > 1
 
 
-def estimate(m: Float, n: Float, u: Float, *, seed: int, bootstrap: int = 200) -> CovEstimate:
+def estimate(m: Float, n: Float, u: Float, *, seed: int, bootstrap: int = 200, level: float = 0.9) -> CovEstimate:
     """Both estimates from features float64 [., d] of members, non-members and forget set."""
     projected = m.shape[1] > WIDE
     if projected:
@@ -63,35 +64,33 @@ def estimate(m: Float, n: Float, u: Float, *, seed: int, bootstrap: int = 200) -
         matrix = rng.standard_normal((m.shape[1], PROJECTED)) / np.sqrt(PROJECTED)
         m, n, u = m @ matrix, n @ matrix, u @ matrix
     s_m, s_n, d = covariance(m), covariance(n), n.mean(0) - m.mean(0)
-    pi, two = solve(coefficients(s_m, s_n, covariance(u), d))
+    c = coefficients(s_m, s_n, covariance(u), d)
+    pi, two = solve(c)
     rng = np.random.default_rng([seed, 32])
-    resampled = []
+    drawn, means = [], []
     for _ in range(bootstrap):
         rows = rng.integers(0, len(u), len(u))
-        resampled.append(solve(coefficients(s_m, s_n, covariance(u[rows]), d))[0])
-    low, high = np.quantile(resampled, [0.05, 0.95])
-    joint = _joint(m, n, u, s_m, s_n, d, rng, bootstrap)
+        drawn.append(coefficients(s_m, s_n, covariance(u[rows]), d))
+        means.append(u[rows].mean(0))
+    low, high = np.quantile([solve(k)[0] for k in drawn], [(1 - level) / 2, (1 + level) / 2])
+    joint = _joint(c, drawn, np.stack([u.mean(0), *means]) - m.mean(0), 0.5 * (s_m + s_n), d)
     return CovEstimate(
         pi=pi, two_minima=two, reference_range=(float(low), float(high)), joint=joint, projected=projected
     )
 
 
-def _joint(
-    m: Float, n: Float, u: Float, s_m: Float, s_n: Float, d: Float, rng: np.random.Generator, bootstrap: int
-) -> float:
-    """Least f(p)/s_f + |S^-1/2 (mu_u - mu_m - p d)|^2 / s_g on a grid of 0.001, s by resamples of u at p = 1/2."""
-    mean = 0.5 * (s_m + s_n)
-    mean = mean + 1e-6 * np.trace(mean) / len(mean) * np.eye(len(mean))
-    whitened = np.linalg.solve(np.linalg.cholesky(mean), np.stack([u.mean(0) - m.mean(0), d], axis=1))
-    away, shift = whitened.T
-    c = coefficients(s_m, s_n, covariance(u), d)
-    f, g = [], []
-    for _ in range(bootstrap):
-        rows = rng.integers(0, len(u), len(u))
-        f.append(float(np.polyval(coefficients(s_m, s_n, covariance(u[rows]), d)[::-1], 0.5)))
-        moved = np.linalg.solve(np.linalg.cholesky(mean), u[rows].mean(0) - m.mean(0)) - 0.5 * shift
-        g.append(float(moved @ moved))
+def _joint(c: Float, drawn: list[Float], away: Float, mean: Float, d: Float) -> float:
+    """Least f(p)/s_f + |S^-1/2 (mu_u - mu_m - p d)|^2 / s_g on a grid of 0.001, s by resamples of u at p = 1/2.
+
+    ``away`` [1 + B, d]: mu_u - mu_m of the sample and of its resamples.
+    """
+    ridge = 1e-6 * np.trace(mean) / len(mean)
+    root = np.linalg.cholesky(mean + (ridge or 1.0) * np.eye(len(mean)))
+    shift = np.linalg.solve(root, d)
+    whitened = np.linalg.solve(root, away.T).T
+    f = [float(np.polyval(k[::-1], 0.5)) for k in drawn]
+    g = ((whitened[1:] - 0.5 * shift) ** 2).sum(1)
     s_f, s_g = float(np.var(f)) or 1.0, float(np.var(g)) or 1.0
     p = np.linspace(0, 1, 1001)
-    total = np.polyval(c[::-1], p) / s_f + ((away[:, None] - shift[:, None] * p) ** 2).sum(0) / s_g
+    total = np.polyval(c[::-1], p) / s_f + ((whitened[0][:, None] - shift[:, None] * p) ** 2).sum(0) / s_g
     return float(p[int(total.argmin())])

@@ -21,13 +21,14 @@ from qunlearn.audit.intervals import Estimate
 class Measurement:
     """What a verifier's ``run`` returns.
 
-    ``value`` on the unlearned model; ``before`` the same number on the model before; ``reference`` and ``delta``
-    (value - reference, by one joint interval) where there is a reference; ``gates`` reasons that rule out a pass and a
-    fail; ``metrics`` glossary key to set to column to plain data; ``n`` samples per set; ``seeds`` beside the audit's
-    own; ``tables`` what only this audit reports.
+    ``value`` on the unlearned model (None where a gate left nothing to estimate); ``before`` the same number on the
+    model before; ``reference`` and ``delta`` (value - reference, by one joint interval) where there is a reference;
+    ``gates`` reasons that rule out a pass and a fail; ``metrics`` glossary key to set to column to plain data; ``n``
+    samples per set; ``seeds`` beside the audit's own; ``tables`` what only this audit reports; ``timings``
+    seconds beside the audit's own.
     """
 
-    value: Estimate
+    value: Estimate | None
     n: Mapping[str, int]
     metrics: Mapping[str, Any]
     before: float | None = None
@@ -38,6 +39,7 @@ class Measurement:
     per_class: Any = None
     seeds: Mapping[str, int] = field(default_factory=dict)
     tables: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ def two_sided(m: Measurement, *, tol: float, higher_side: str) -> Judgement:
     """
     if m.gates:
         return inconclusive(*m.gates)
-    if m.delta is None or m.reference is None:
+    if m.value is None or m.delta is None or m.reference is None:
         return inconclusive("I-NO-REFERENCE")
     lower_side = "over" if higher_side == "under" else "under"
     for outside, side in ((m.delta.lo > tol, higher_side), (m.delta.hi < -tol, lower_side)):

@@ -56,8 +56,8 @@ class Assessment:
 
 
 def parse_audits(text: str | None) -> list[Audit]:
-    """Audits by comma-separated names; all of them by default."""
-    names = [n.strip() for n in text.split(",")] if text else list(AUDITS)
+    """Audits by comma-separated names; by default all but those that run only when named."""
+    names = [n.strip() for n in text.split(",")] if text else [n for n, cls in AUDITS.items() if not cls.extra]
     return [AUDITS[n]() for n in names]
 
 
@@ -83,8 +83,12 @@ def assess(
     kinds: Sequence[str],
     audits: Sequence[Audit],
     inputs: NDArray[np.float32],
+    audit_inputs: Mapping[str, Any] | None = None,
 ) -> Assessment:
-    """Audit ``after`` against ``before`` and ``reference`` on the artefact kinds named; ``kinds`` ships."""
+    """Audit ``after`` against ``before`` and ``reference`` on the artefact kinds named; ``kinds`` ships.
+
+    ``inputs`` are those of the parity check, ``audit_inputs`` what single audits take.
+    """
     task = tasks.get(task_name)
     subjects = {n: s for n, s in zip(ROLES, (before, after, reference), strict=True) if s is not None}
     column = quant.TorchColumn(after.model) if after.model is not None else None
@@ -95,7 +99,7 @@ def assess(
     run_kinds = list(kinds)
     if all(s.model is not None for s in subjects.values()) and "torch-fq" not in run_kinds:
         run_kinds.append("torch-fq")
-    predictors = {kind: {n: _predictor(s, kind) for n, s in subjects.items()} for kind in run_kinds}
+    predictors = {kind: {n: predictor_of(s, kind) for n, s in subjects.items()} for kind in run_kinds}
     found = audit_run(
         {
             kind: Artefact(before=p["before"], after=p["after"], reference=p.get("reference"))
@@ -110,6 +114,7 @@ def assess(
         parity=compared,
         change=changes,
         degenerate=degenerate(after.graph, before.graph),
+        inputs=audit_inputs,
     )
     first = predictors[kinds[0]]
     return Assessment(
@@ -121,7 +126,8 @@ def assess(
     )
 
 
-def _predictor(subject: Subject, kind: str) -> predictor.Predictor:
+def predictor_of(subject: Subject, kind: str) -> predictor.Predictor:
+    """The predictor of one network as one artefact kind."""
     if kind.startswith("torch"):
         if subject.model is None:
             raise ConfigError(

@@ -59,7 +59,15 @@ METRICS = {
     ),
 }
 
-AUDITS = {"accuracy": "Accuracy on the forgotten samples", "mia": "Membership attack on the forgotten samples"}
+AUDITS = {
+    "accuracy": "Accuracy on the forgotten samples",
+    "mia": "Membership attack on the forgotten samples",
+    "smi": "Share of the forgotten samples that looks never trained",
+    "loss": "The same by the loss attack",
+    "lira": "The same by LiRA",
+    "rmia": "The same by RMIA",
+    "u_lira": "The same by LiRA on unlearned shadow models",
+}
 
 KINDS = {
     "onnx-all": "int8 file in ONNX Runtime",
