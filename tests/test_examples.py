@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -13,15 +14,18 @@ import numpy as np
 import pytest
 
 from qunlearn.cli import run
+from qunlearn.data.features import FrontEnd
 from qunlearn.data.sources import load
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
+ON_DEVICE, SIGNED = EXAMPLES / "on_device_onnx", EXAMPLES / "signed_update"
 BARE = """
 import runpy, sys
 for name in ("torch", "brevitas", "onnx", "sklearn", "qunlearn", "qunlearn_kernels"):
     sys.modules[name] = None
 sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -85,3 +89,55 @@ def test_classify_on_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[st
     bad = subprocess.run([*command, str(tmp_path / "none.npz")], capture_output=True, text=True, check=False)
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: ")
+    sound = subprocess.run([*command, str(ON_DEVICE / "seven.wav")], capture_output=True, text=True, check=False)
+    assert sound.returncode == 2
+    assert "no log-mel front end" in sound.stderr
+
+
+def python(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, check=False)
+
+
+def test_sound_on_the_device(tmp_path: Path) -> None:
+    """A WAV, with numpy and onnxruntime alone; the self-test stops a file that is not the one it was made for."""
+    vectors, other = tmp_path / "selftest.npz", tmp_path / "other.onnx"
+    assert python(ON_DEVICE / "make_selftest.py", SIGNED / "base.onnx", vectors).returncode == 0
+    command = ["-c", BARE, ON_DEVICE / "classify.py"]
+    done = python(*command, SIGNED / "base.onnx", ON_DEVICE / "seven.wav", "--selftest", vectors)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "self-test: 8 of 8 vectors equal\n   0  7\n"
+    with zipfile.ZipFile(SIGNED / "demo.qulb") as bundle:
+        other.write_bytes(bundle.read("model.onnx"))
+    done = python(*command, other, ON_DEVICE / "seven.wav", "--selftest", vectors)
+    assert done.returncode == 3
+    assert "   0  " not in done.stdout
+    (tmp_path / "noise.wav").write_bytes(b"RIFF")
+    done = python(*command, other, tmp_path / "noise.wav")
+    assert (done.returncode, done.stderr.count("is no WAV file")) == (2, 1)
+
+
+def test_front_end_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device's front end gives the package's codes, for the WAV and for loud noise."""
+    monkeypatch.syspath_prepend(ON_DEVICE)
+    logmel, front = example("on_device_onnx/logmel"), FrontEnd()
+    noise = np.random.default_rng(0).integers(-(2**15), 2**15, 8000).astype(np.int16)
+    for pcm in (logmel.read_wav(ON_DEVICE / "seven.wav", 8000), noise):
+        assert np.array_equal(logmel.features(pcm, logmel.parameters(front.spec())), front.apply(pcm[None]))
+
+
+def test_update_on_the_device(tmp_path: Path) -> None:
+    command = [ON_DEVICE / "update.py", SIGNED / "base.onnx", SIGNED / "demo.qulb", ON_DEVICE / "seven.wav", "--store"]
+    done = python(*command, tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "model 1: self-test passed, heard 7",
+        "update 2 installed, 3 old files erased",
+        "model 2: self-test passed, heard 7",
+        "the same update again: refused with code 16, counter 2",
+    ]
+    bad = tmp_path / "bad.qulb"
+    bad.write_bytes((SIGNED / "demo.qulb").read_bytes().replace(b"QUP1", b"QUP2", 1))
+    command[2] = bad
+    done = python(*command, tmp_path / "second")
+    assert done.returncode in (2, 3)
+    assert done.stdout == "model 1: self-test passed, heard 7\n"
