@@ -208,6 +208,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-step": _step,
     "result-forms": partial(_result, "forms"),
     "result-delta": partial(_result, "delta"),
+    "result-firmware": partial(_result, "firmware"),
     "result-projection": _projection,
     "result-subspace": _subspace,
     "result-demo": partial(_result, "demo"),
