@@ -40,6 +40,10 @@ bench: install
 	$(BIN)/python benchmarks/bench_verdicts.py
 	$(BIN)/python benchmarks/bench_verdicts.py --tuned
 	$(BIN)/python benchmarks/bench_oeu_matched.py
+	$(BIN)/python benchmarks/bench_firmware.py
+	$(BIN)/python benchmarks/bench_forms.py
+	$(BIN)/python benchmarks/bench_delta.py
+	$(BIN)/python benchmarks/bench_device_update.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,10 +1,13 @@
-"""Classify the samples of a .npz file with an int8 ONNX file, as a device does: numpy and onnxruntime, nothing else.
+"""Classify sound or feature files with an int8 ONNX file, as a device does: numpy and onnxruntime, nothing else.
 
+    python classify.py model.onnx seven.wav --selftest selftest.npz
     python classify.py model.onnx samples.npz
 
-``samples.npz`` holds ``x`` [N, C, H, W] as it was before preprocessing (uint8 pixels, say) and, if known, ``y`` [N].
-Preprocessing and class names are read from the file's metadata. Take ``qunlearn_export/runtime.py`` and ``errors.py``
-along, or install the base package.
+A ``.wav`` goes through the log-mel front end that the model's metadata name. A ``.npz`` holds ``x`` [N, C, H, W] as it
+was before preprocessing (uint8 pixels, say) and, if known, ``y`` [N]. Preprocessing and class names come from the
+metadata too. Take ``logmel.py``, ``qunlearn_export/runtime.py`` and ``errors.py`` along, or install the base package.
+
+Exit: 0; 2 for a file that cannot be used; 3 where the self-test fails, and then nothing is classified.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import logmel
 import numpy as np
 
 from qunlearn_export import runtime
@@ -29,19 +33,43 @@ def preprocess(x: np.ndarray, record: Mapping[str, Any]) -> np.ndarray:
     return ((x.astype(np.float32) / np.float32(record["divisor"]) - mean) / std).astype(np.float32)
 
 
+def load(path: str, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    """``x`` [N, C, H, W] before preprocessing, and ``y`` where the file has it."""
+    if path.lower().endswith(".wav"):
+        p = logmel.parameters(str(record.get("front_end", "none")))
+        return logmel.features(logmel.read_wav(path, int(p["rate"])), p), None
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays["x"], arrays.get("y")
+
+
+def self_test(session: Any, path: str) -> tuple[int, int]:
+    """How many vectors of ``path`` (made by make_selftest.py) this machine answers exactly, and how many there are."""
+    with np.load(path, allow_pickle=False) as t:
+        x = (t["codes"].astype(np.int32) - t["zero"]).astype(np.float32) * t["scale"]
+        expected = t["logits"]
+    logits = runtime.run(session, x)["logits"]
+    return int((logits == expected).all(axis=1).sum()) if logits.shape == expected.shape else 0, len(expected)
+
+
 def main() -> int:
-    """One line a sample, and the accuracy where labels are given."""
+    """The self-test if there is one, one line a sample, and the accuracy where labels are given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("samples")
+    parser.add_argument("inputs", nargs="+", metavar="WAV|NPZ")
+    parser.add_argument("--selftest", help="vectors made by make_selftest.py")
     args = parser.parse_args()
     try:
         session = runtime.make_session(args.model)
         metadata = session.get_modelmeta().custom_metadata_map
-        with np.load(args.samples, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays.get("y")
+        if args.selftest is not None:
+            passed, of = self_test(session, args.selftest)
+            print(f"self-test: {passed} of {of} vectors equal")
+            if passed != of:
+                print("error: this machine does not give the audited answers", file=sys.stderr)
+                return 3
         record = json.loads(metadata.get("qunlearn.preprocess", "{}"))
-        logits = runtime.run(session, preprocess(x, record))["logits"]
+        loaded = [load(path, record) for path in args.inputs]
+        logits = runtime.run(session, preprocess(np.concatenate([x for x, _ in loaded]), record))["logits"]
     except (QunlearnError, OSError, KeyError, ValueError) as err:
         print(f"error: {err}", file=sys.stderr)
         return 2
@@ -49,8 +77,10 @@ def main() -> int:
     chosen = logits.argmax(axis=1)
     for i, k in enumerate(chosen):
         print(f"{i:4d}  {names[k]}")
-    if y is not None:
-        print(f"accuracy {100 * float((chosen == y).mean()):.1f} % of {len(y)}")
+    labels = [y for _, y in loaded if y is not None]
+    if len(labels) == len(loaded):
+        right = chosen == np.concatenate(labels)
+        print(f"accuracy {100 * float(right.mean()):.1f} % of {len(right)}")
     info = runtime.session_info(args.model)
     print(f"onnxruntime {info.version} on {info.machine}, entries {dict(info.entries)}", file=sys.stderr)
     return 0

@@ -7,17 +7,29 @@
 
 #include <arm_mve.h>
 
-/* Each load of activations serves two channels, each load of weights two places. Lanes outside n load 0. */
+/* Each load of activations serves two channels, each load of weights two places. */
 void qul_tile(int32_t *acc, const int8_t *x0, const int8_t *x1, const qul_tile_t *t)
 {
-    const int8_t *w0 = t->w, *w1 = w0 + t->filter;
-    const int32_t n = t->n;
-    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3], i;
+    const int8_t *w0 = t->w, *w1 = w0 + t->filter, *stop = w0 + (t->n & ~15);
+    const int32_t rest = t->n & 15;
+    int32_t a = acc[0], b = acc[1], c = acc[2], d = acc[3];
 
-    for (i = 0; i < n; i += 16) {
-        const mve_pred16_t live = vctp8q((uint32_t)(n - i));
-        const int8x16_t x = vldrbq_z_s8(x0 + i, live), v = vldrbq_z_s8(x1 + i, live);
-        const int8x16_t f = vldrbq_z_s8(w0 + i, live), g = vldrbq_z_s8(w1 + i, live);
+    while (w0 != stop) {
+        const int8x16_t x = vldrbq_s8(x0), v = vldrbq_s8(x1), f = vldrbq_s8(w0), g = vldrbq_s8(w1);
+        a = vmladavaq_s8(a, x, f);
+        b = vmladavaq_s8(b, x, g);
+        c = vmladavaq_s8(c, v, f);
+        d = vmladavaq_s8(d, v, g);
+        x0 += 16;
+        x1 += 16;
+        w0 += 16;
+        w1 += 16;
+    }
+    if (rest != 0) {
+        /* Lanes outside load 0. */
+        const mve_pred16_t live = vctp8q((uint32_t)rest);
+        const int8x16_t x = vldrbq_z_s8(x0, live), v = vldrbq_z_s8(x1, live);
+        const int8x16_t f = vldrbq_z_s8(w0, live), g = vldrbq_z_s8(w1, live);
         a = vmladavaq_s8(a, x, f);
         b = vmladavaq_s8(b, x, g);
         c = vmladavaq_s8(c, v, f);
@@ -42,38 +54,39 @@ static inline void store(int8_t *y, float32x4_t v, const int8_t *row, mve_pred16
 /* Four channels of y at a time. */
 void qul_depthwise(const qul_depthwise_t *p, const int8_t *x, int8_t *y)
 {
-    const int32_t each = p->k / p->c, total = p->oh * p->ow, z = p->row[0];
+    const int32_t each = p->k / p->c, total = p->oh * p->ow, z = p->row[0], across = p->dw * p->c;
     int32_t done, k, u, v;
-    const int32_t across = p->dw * p->c, down = p->dh * p->w * p->c - p->kw * across;
     qul_place_t at;
 
     for (done = 0; done < total; done++) {
         qul_find(&p->h, 1, x, done, &at);
         for (k = 0; k < p->k; k += 4) {
             const mve_pred16_t live = vctp32q((uint32_t)(p->k - k));
-            const int8_t *w = p->weight + k, *q = at.x;
+            const int8_t *w = p->weight + k;
             int32x4_t acc = vldrwq_z_s32(p->bias + k, live);
+            /* Lane l of y is channel k + l; in x, k + l too, or (k + l) / each. */
             uint32x4_t of = vdupq_n_u32(0);
+            int32_t first = k;
             if (each != 1) {
                 of = vsetq_lane_u32((uint32_t)(k / each), of, 0);
                 of = vsetq_lane_u32((uint32_t)((k + 1) / each), of, 1);
                 of = vsetq_lane_u32((uint32_t)((k + 2) / each), of, 2);
                 of = vsetq_lane_u32((uint32_t)((k + 3) / each), of, 3);
+                first = 0;
             }
             for (u = 0; u < p->kh; u++) {
-                for (v = 0; v < p->kw; v++) {
+                const uint32_t columns = u >= at.u[0] && u < at.u[1] ? (uint32_t)at.v[1] - at.v[0] : 0;
+                const int8_t *q = at.x + u * p->dh * p->w * p->c + first;
+                for (v = -at.v[0]; v < p->kw - at.v[0]; v++) {
                     const int32x4_t f = vldrbq_z_s32(w, live);
-                    if (!qul_inside(&at, u, v)) {
-                        acc = vaddq_s32(acc, vmulq_n_s32(f, z));
-                    } else if (each == 1) {
-                        acc = vaddq_s32(acc, vmulq_s32(f, vldrbq_z_s32(q + k, live)));
-                    } else {
-                        acc = vaddq_s32(acc, vmulq_s32(f, vldrbq_gather_offset_z_s32(q, of, live)));
+                    int32x4_t now = vdupq_n_s32(z);
+                    if ((uint32_t)v < columns) {
+                        now = each == 1 ? vldrbq_z_s32(q, live) : vldrbq_gather_offset_z_s32(q, of, live);
                     }
+                    acc = vaddq_s32(acc, vmulq_s32(f, now));
                     w += p->k;
                     q += across;
                 }
-                q += down;
             }
             store(y + k, vmulq_f32(vcvtq_f32_s32(acc), vldrwq_z_f32(p->m + k, live)), p->row + 1, live);
         }

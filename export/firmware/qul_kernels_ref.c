@@ -170,16 +170,12 @@ static QUL_NOINLINE void pieces(job_t *s)
     s->t.n = n;
 }
 
-/* The codes of channel 0 and of channel `pair` (1, or 0 again) at two places, `next` apart. */
-static QUL_NOINLINE void end(const int32_t *acc, const float *m, int32_t pair, const int8_t *row, int8_t *y, int32_t next)
+/* Accumulators of n channels of one place to codes. */
+static QUL_NOINLINE void store(const int32_t *acc, int32_t n, const float *m, const int8_t *row, int8_t *y)
 {
-    int32_t e;
-    for (e = 0; e < 4; e++) {
-        y[e & pair] = scaled(acc[e], m[e & pair], row);
-        if (e == 1) {
-            y += next;
-        }
-    }
+    do {
+        *y++ = scaled(*acc++, *m++, row);
+    } while (--n > 0);
 }
 
 /* Group `group`: channels of x from group * c / g on, k / g channels of y. */
@@ -203,6 +199,7 @@ static QUL_NOINLINE void convolve(const qul_conv2d_t *p, int32_t group, const in
         }
         for (c = s.end - each; c < s.end; c += 2) {
             const int32_t pair = c + 1 < s.end;
+            int8_t *to = y + c;
             s.acc[0] = s.acc[2] = p->bias[c];
             s.acc[1] = s.acc[3] = p->bias[c + pair];
             s.t.w = p->weight + c * s.window;
@@ -212,7 +209,10 @@ static QUL_NOINLINE void convolve(const qul_conv2d_t *p, int32_t group, const in
             } else {
                 pieces(&s);
             }
-            end(s.acc, p->m + c, pair, p->row, y + c, s.more ? p->k : 0);
+            store(s.acc, 1 + pair, p->m + c, p->row, to);
+            if (s.more) {
+                store(s.acc + 2, 1 + pair, p->m + c, p->row, to + p->k);
+            }
         }
         y += 2 * p->k;
     }
@@ -244,7 +244,7 @@ void qul_linear(const qul_linear_t *p, const int8_t *x, int8_t *y)
         acc[1] = acc[3] = p->bias[k + pair];
         t.filter = pair ? p->n : 0;
         qul_tile(acc, x, x, &t);
-        end(acc, p->m + k, pair, p->row, y + k, 0);
+        store(acc, 1 + pair, p->m + k, p->row, y + k);
         t.w += 2 * p->n;
     }
 }
@@ -300,7 +300,7 @@ static QUL_NOINLINE void four_channels(
 void qul_depthwise(const qul_depthwise_t *p, const int8_t *x, int8_t *y)
 {
     const int32_t n = p->k == p->c && p->k >= 4 ? 4 : 1, total = p->oh * p->ow;
-    int32_t done, k, e, acc[4];
+    int32_t done, k, acc[4];
     int8_t outside[4];
     qul_place_t at;
 
@@ -315,9 +315,7 @@ void qul_depthwise(const qul_depthwise_t *p, const int8_t *x, int8_t *y)
                 k = k + 4 > p->k ? p->k - 4 : k;
                 four_channels(p, &at, k, outside, acc);
             }
-            for (e = 0; e < n; e++) {
-                y[k + e] = scaled(acc[e], p->m[k + e], p->row);
-            }
+            store(acc, n, p->m + k, p->row, y + k);
         }
         y += p->k;
     }

@@ -25,8 +25,9 @@ CORES: Mapping[str, tuple[str, ...]] = {
     "m4": ("-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard"),
     "m7": ("-mcpu=cortex-m7", "-mthumb", *_FP5),
     "m33": ("-mcpu=cortex-m33", "-mthumb", *_FP5),
-    "m55": ("-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard"),
+    "m55": ("-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard", "-fno-tree-slp-vectorize"),
 }
+"""Flags by core. On M55 the compiler would fill the parameters of a call with vectors: 168 B of stack for nothing."""
 CONSOLE_CHARDEV = "stdio,id=sh0,mux=off"
 QEMU = tuple(
     f"-nographic -monitor none -serial none -chardev {CONSOLE_CHARDEV} "

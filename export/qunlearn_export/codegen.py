@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qunlearn_export import boards, emit_build, emit_ota
+from qunlearn_export import boards, emit_build, emit_ota, emit_update
 from qunlearn_export import graph as g
 from qunlearn_export.arena import plan_arena
 from qunlearn_export.cnames import identifier
@@ -66,6 +67,7 @@ class Options:
     """How a folder is generated (firmware.md 3): ``name`` of the model, becoming an identifier; ``boards``; ``ota``
     (none, ab, inplace); ``opt`` (-O2, -Os); ``kernels`` (auto, ref); ``vectors`` of the self-test (4 to 64);
     ``samples``, up to 8 inputs of retain or test data as codes [m, ...] in the graph's order, never of the forget set.
+    The update program trusts ``public`` (a raw Ed25519 key; zeros trust nobody) and is of ``device_class``.
     """
 
     name: str = "model"
@@ -75,6 +77,8 @@ class Options:
     kernels: str = "auto"
     vectors: int = 8
     samples: NDArray[np.int8] | None = None
+    public: bytes = bytes(32)
+    device_class: UUID = emit_update.NOBODY
 
 
 def generate(found: Site, options: Options) -> dict[str, bytes]:
@@ -89,7 +93,8 @@ def generate(found: Site, options: Options) -> dict[str, bytes]:
     blob = pack(found.graph, found.layout)
     vectors = choose(found.graph, options.vectors, options.samples)
     kernels = sorted(p.name for p in runtime().glob("qul_kernels_*.c"))
-    names = [*RUNTIME, *kernels, *(emit_ota.FILES if options.ota != "none" else ())]
+    update = options.ota != "none"
+    names = [*RUNTIME, *kernels, *(emit_ota.FILES if update else ())]
     files = {name: (runtime() / name).read_bytes() for name in names}
     texts = {
         **model_sources(found, prefix),
@@ -97,9 +102,21 @@ def generate(found: Site, options: Options) -> dict[str, bytes]:
         "selftest.h": selftest_h(vectors),
         "selftest.c": selftest_c(found, prefix, blob, vectors),
         "main.c": emit_build.MAIN,
-        **(emit_ota.ota_files(found, prefix) if options.ota != "none" else {}),
+        **(emit_ota.ota_files(found, prefix) if update else {}),
     }
     sources = sorted(name for name in {**files, **texts} if name.endswith(".c"))
+    library = [name for name in sources if name not in emit_update.LEFT_OUT]
+    product, cmake = "", emit_build.cmake(prefix=prefix, sources=sources, common=boards.COMMON)
+    if update:
+        files |= {name: (runtime() / name).read_bytes() for name in emit_update.RUNTIME}
+        texts |= emit_update.update_main(
+            prefix, ota=options.ota, public=options.public, device_class=options.device_class
+        )
+        defines = emit_update.DEFINES
+        product = emit_build.product(main=emit_update.MAIN, library=library, defines=defines)
+        cmake = emit_build.cmake_ota(
+            prefix=prefix, sources=sources, library=library, common=boards.COMMON, defines=defines
+        )
     targets = [boards.BOARDS[name] for name in options.boards if name != "host"]
     for board in targets:
         files |= boards.board_files(board)
@@ -112,8 +129,9 @@ def generate(found: Site, options: Options) -> dict[str, bytes]:
         qemu=boards.QEMU,
         opt=options.opt,
         kernels=options.kernels,
+        product=product,
     )
-    texts["CMakeLists.txt"] = emit_build.cmake(prefix=prefix, sources=sources, common=boards.COMMON)
+    texts["CMakeLists.txt"] = cmake
     files |= {name: text.encode() for name, text in texts.items()}
     return {**files, "weights.bin": blob}
 

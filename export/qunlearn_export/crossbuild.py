@@ -59,8 +59,12 @@ class Workshop:
         version = subprocess.run([f"{CROSS}gcc", "-dumpfullversion"], capture_output=True, text=True, check=False)
         self.compiler = f"{CROSS}gcc {version.stdout.strip()}"
 
-    def build(self, *, defines: Sequence[str] = (), settings: Sequence[str] = (), clean: bool = False) -> Image:
+    def build(
+        self, *, defines: Sequence[str] = (), settings: Sequence[str] = (), clean: bool = False, selftest: bool = False
+    ) -> Image:
         """Run ``make BOARD=...``; ``settings`` are make variables such as ``OPT=-Os``, ``defines`` go to the compiler.
+
+        A folder with update code has two programs; ``selftest`` chooses the self-test instead of the product.
 
         UnsupportedError where the image does not fit the board's memory, VerificationError for any other failure.
         """
@@ -68,14 +72,20 @@ class Workshop:
             shutil.rmtree(self.folder / "build", ignore_errors=True)
         extra = " ".join(["-fcallgraph-info=su", *defines])
         command = ["make", "-s", f"BOARD={self.board.name}", f"EXTRA={extra}", *settings]
+        command += ["PROGRAM=selftest"] if selftest else []
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=TIME_LIMIT)
         if done.returncode != 0:
             raise self._failure(f"{done.stderr}\n{done.stdout}")
-        out = self.folder / "build" / self.board.name
+        out = self.folder / "build" / f"{self.board.name}{'-selftest' if selftest else ''}"
         size = image_size((out / "fw.map").read_text(), ota=self.ota)
         graphs = [p.read_text() for p in sorted(out.glob("*.ci"))]
         stack = stack_depth(graphs, ROOT) if graphs else None
         return Image(elf=out / "fw.elf", size=size, stack=stack, compiler=self.compiler)
+
+    def depth(self, root: str) -> int:
+        """Bytes of the deepest call chain from ``root`` in the last product; 0 without call graphs."""
+        graphs = [p.read_text() for p in sorted((self.folder / "build" / self.board.name).glob("*.ci"))]
+        return stack_depth(graphs, root)
 
     def _failure(self, text: str) -> UnsupportedError | VerificationError:
         if "will not fit in region" in text or "overflowed by" in text or "remain for the stack" in text:

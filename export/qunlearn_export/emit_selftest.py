@@ -44,6 +44,7 @@ SOURCE = """\
 #include "selftest.h"
 #include "model.h"
 #include "qul_crypto.h"
+#include "qul_rt.h"
 
 #define SEEDS {seeds}
 #define SAMPLES {samples}
@@ -83,7 +84,7 @@ void qul_tap(uint32_t node, const int8_t *y, uint32_t bytes)
 #endif
 
 /* Seeds 0: all -128, 1: all 127, 2: all zero, 3: alternating; else a 32-bit xorshift, its upper byte. */
-static void fill(int8_t *x, uint32_t seed)
+static QUL_NOINLINE void fill(int8_t *x, uint32_t seed)
 {{
     uint32_t i, state = seed;
     for (i = 0; i < {u}_INPUT_BYTES; i++) {{
@@ -100,9 +101,16 @@ static void fill(int8_t *x, uint32_t seed)
     }}
 }}
 
-int qul_selftest(void)
+/* Apart, so that its stack is free again when the network runs. */
+static QUL_NOINLINE int intact(const void *blob)
 {{
     uint8_t digest[32];
+    qul_sha256((const uint8_t *)blob, {u}_BLOB_BYTES, digest);
+    return qul_equal(digest, blob_digest, 32);
+}}
+
+int qul_selftest(void)
+{{
     int32_t v;
     uint32_t i;
     const void *blob = {p}_static_blob();
@@ -110,8 +118,7 @@ int qul_selftest(void)
     if (!qul_equal({p}_layout, {p}_static_layout, 32) || {p}_bind(blob) != 0) {{
         return 2;
     }}
-    qul_sha256((const uint8_t *)blob, {u}_BLOB_BYTES, digest);
-    if (!qul_equal(digest, blob_digest, 32)) {{
+    if (!intact(blob)) {{
         return 3;
     }}
     for (v = 0; v < SEEDS + SAMPLES; v++) {{

@@ -1,8 +1,9 @@
 """From the results of `qunlearn audit` to what a bundle may say about them: aggregates, each tied to the files.
 
-Every result must have been measured on the files that the bundle carries: file digests before and after for ONNX
-kinds, codes digest for all. What leaves here has passed an allow-list of scalar aggregates; sets of fewer than ten
-forget samples lose their values, per-class tables and counts never get in.
+Every result must have been measured on the files that the bundle carries: file digests before and after (the ONNX file
+stands for the C that is generated from it), the codes digest for the torch network. What leaves here has passed an
+allow-list of scalar aggregates; sets of fewer than ten forget samples lose their values, per-class tables and counts
+never get in.
 """
 
 from __future__ import annotations
@@ -231,7 +232,7 @@ def _strangers(kind: str, r: Mapping[str, Any], files: Files) -> list[str]:
         bad.append(f"{name} is labelled {r['artefact']['kind']}")
     if r["artefact"]["codes_digest"] != files.codes:
         bad.append(f"{name} was measured on other codes")
-    if kind.startswith("onnx") or kind == "oracle":
+    if not kind.startswith("torch"):
         if r["artefact"]["file_digest"] != files.target or r["digests"]["model_after"] != files.target:
             bad.append(f"{name} was measured on another file")
         if r["digests"]["model_before"] != files.base:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from qunlearn_export import boards, codegen, fwreport, qemu
-from qunlearn_export.crossbuild import Workshop, missing_tools, require_tools
+from qunlearn_export import boards, codegen, emit_update, fwreport, qemu
+from qunlearn_export.cnames import identifier
+from qunlearn_export.crossbuild import Image, Workshop, missing_tools, require_tools
 from qunlearn_export.emit_calls import Site
 from qunlearn_export.errors import ConfigError, VerificationError
 from qunlearn_export.hostcheck import HostCheck, check_host, check_inputs
@@ -121,8 +122,11 @@ def _board(
     say: Callable[[str], None],
 ) -> fwreport.BoardReport:
     say(f"building for {board.name}")
-    shop = Workshop(files, board, ota=options.ota != "none")
-    image = shop.build()
+    update = options.ota != "none"
+    shop = Workshop(files, board, ota=update)
+    image = shop.build(selftest=update)
+    if update:
+        image = _product(options, shop, image)
     flags = " ".join([*board.cpu, *boards.COMMON, *boards.BARE, options.opt])
     out = fwreport.BoardReport(
         board=board.name,
@@ -136,9 +140,19 @@ def _board(
     )
     if settings.check == "qemu" and board.machine:
         say(f"running on emulated {board.name}")
-        out = _emulated(site, options, settings, shop, image.elf, out)
+        out = _emulated(site, options, settings, shop, out)
     known = [p for p in profiles if p.core == board.core]
     return replace(out, fits=_fits(site, options, settings, out, known))
+
+
+def _product(options: codegen.Options, shop: Workshop, test: Image) -> Image:
+    """Sizes of what a product with updates links (it has no self-test of its own); its stack is a bound: the signature
+    check, which is called through a pointer, is added to the deepest chain of calls."""
+    (shop.folder / "probe.c").write_text(emit_update.probe(identifier(options.name), options.ota))
+    image = shop.build(settings=["MAIN=probe.c"])
+    if image.stack is None or test.stack is None:
+        return replace(image, stack=None)
+    return replace(image, stack=max(image.stack, test.stack) + shop.depth(emit_update.SIGNATURE))
 
 
 def _emulated(
@@ -146,16 +160,18 @@ def _emulated(
     options: codegen.Options,
     settings: Settings,
     shop: Workshop,
-    elf: Path,
     out: fwreport.BoardReport,
 ) -> fwreport.BoardReport:
-    plain = qemu.run(elf, shop.board, settings.time_limit)
+    update = options.ota != "none"
+    plain = qemu.run(shop.build(selftest=update).elf, shop.board, settings.time_limit)
     if plain.code != 0:
         raise VerificationError(
             f"the self-test on {shop.board.name} ended with {plain.code}: {plain.meaning}.",
             remedy="Raise --time-limit if it ran out; else do not ship it, and report this.",
         )
-    counted = qemu.run(shop.build(defines=["-DQUL_HOOKS"], clean=True).elf, shop.board, settings.time_limit)
+    counted = qemu.run(
+        shop.build(defines=["-DQUL_HOOKS"], clean=True, selftest=update).elf, shop.board, settings.time_limit
+    )
     if counted.code != 0 or len(counted.insn) != len(site.program.nodes):
         raise VerificationError(
             f"the counting build on {shop.board.name} ended with {counted.code}: {counted.meaning}.",

@@ -96,6 +96,7 @@ class LocalSigner:
         return self.key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
     def sign(self, message: bytes) -> bytes:
+        """The signature, 64 bytes."""
         return self.key.sign(message)
 
 
@@ -111,6 +112,7 @@ class CommandSigner:
     seconds: float = 60.0
 
     def sign(self, message: bytes) -> bytes:
+        """The signature, 64 bytes; ConfigError or VerificationError when the command does not give one that holds."""
         try:
             done = subprocess.run(
                 shlex.split(self.command), input=message, capture_output=True, timeout=self.seconds, check=False

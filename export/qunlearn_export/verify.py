@@ -210,9 +210,9 @@ def _documents(p: Mapping[str, Any], entries: Mapping[str, bytes]) -> None:
     if [a["result"] for a in report["audits"]] != [a["result"] for a in p["audits"]]:
         raise _failed("report.json is about other results than the manifest")
     for a in p["audits"]:
-        onnx = a["kind"].startswith("onnx") or a["kind"] == "oracle"
+        file = not a["kind"].startswith("torch")
         if a["codes"] != p["target"]["codes"] or (
-            onnx and (a["file"] != p["target"]["onnx"] or a["before"] != p["base"]["onnx"])
+            file and (a["file"] != p["target"]["onnx"] or a["before"] != p["base"]["onnx"])
         ):
             raise _failed(f"audit {a['audit']} on {a['kind']} was measured on another file than the bundle's")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qunlearn.audit.accuracy import Accuracy
+from qunlearn.audit.attacks import Lira, Loss, Rmia, ULira
 from qunlearn.audit.base import Audit, AuditContext
 from qunlearn.audit.cka import Cka
 from qunlearn.audit.glossary import GLOSSARY, Entry
@@ -10,6 +11,7 @@ from qunlearn.audit.mia import Mia
 from qunlearn.audit.predictor import FirmwarePredictor, OnnxPredictor, OraclePredictor, Predictor, TorchPredictor
 from qunlearn.audit.quant_recovery import QuantRecovery
 from qunlearn.audit.recovery import Recovery
+from qunlearn.audit.reference import Shadow, ShadowPool, shadow_pool
 from qunlearn.audit.registry import AUDITS, register
 from qunlearn.audit.relearn import Relearn
 from qunlearn.audit.result import AuditResult
@@ -26,6 +28,10 @@ register(Cka)
 register(Recovery)
 register(Relearn)
 register(QuantRecovery)
+register(Loss)
+register(Lira)
+register(Rmia)
+register(ULira)
 
 __all__ = [
     "AUDITS",
@@ -38,15 +44,24 @@ __all__ = [
     "Entry",
     "FirmwarePredictor",
     "Judgement",
+    "Lira",
+    "Loss",
     "Measurement",
+    "Mia",
     "OnnxPredictor",
     "OraclePredictor",
     "Predictor",
+    "Rmia",
+    "Shadow",
+    "ShadowPool",
+    "Smi",
     "TorchPredictor",
     "TorchTrainer",
+    "ULira",
     "audit_run",
     "gap",
     "register",
     "same_results",
+    "shadow_pool",
     "summary",
 ]

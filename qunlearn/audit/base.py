@@ -262,7 +262,7 @@ class Audit(ABC):
             },
             seeds={"audit": ctx.seed, **({} if m is None else m.seeds)},
             n={**{name: len(s) for name, s in sets.items()}, **({} if m is None else m.n)},
-            timings={"gates_s": gate - start, "audit_s": end - gate},
+            timings={"gates_s": gate - start, "audit_s": end - gate, **({} if m is None else m.timings)},
             tables={
                 "metrics": metrics,
                 "parity": None if ctx.parity is None else ctx.parity.to_json(),

@@ -40,6 +40,7 @@ REASONS: Mapping[str, str] = {
     "I-NOT-TRAINABLE": "There is no network with this artefact's integer codes to train: the attack was not run.",
     "I-RELEARN-ARMS": "The arms cannot be matched: fewer than 8 samples of each, or to score.",
     "I-QUANT-NONE": "At every width the original itself breaks: nothing can be said.",
+    "I-ATTACK-NO-POWER": "The attack can hardly tell members from non-members: its share is an accident.",
     "I-DISAGREE": "The trained model and a shipping artefact got different verdicts.",
 }
 

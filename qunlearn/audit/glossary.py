@@ -244,6 +244,17 @@ GLOSSARY: Mapping[str, Entry] = MappingProxyType(
             range="-1..1",
             interval="paired bootstrap over samples, 95 %; where nothing changes, Clopper-Pearson's bound",
         ),
+        "attack_share": Entry(
+            title="forgetting rate (attack)",
+            formula=(
+                "(A_mn - A_un) / (A_mn - 1/2), A_ab = AUC of the attack's member score for set a against b; m members, "
+                "n never trained, u forgotten; class-matched weights; unclipped"
+            ),
+            target="the retrained model's value, about 1",
+            reference=_RETRAINED,
+            range="any; 0 = like members, 1 = like never-trained data",
+            interval="percentile bootstrap over all three sets, 90 %; difference: the same resamples for both",
+        ),
         "parity_max": Entry(
             title="parity max",
             formula="max |d| over a layer's outputs, d = difference of integer codes",

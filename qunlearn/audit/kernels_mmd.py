@@ -7,6 +7,7 @@ point estimate differ in their weights alone, so that all of them share the pass
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +58,14 @@ def gram_times(
     if chunk < 1:
         raise ConfigError("chunk must be at least 1.", remedy="Use the default, 512.")
     n, m = len(points), len(points if others is None else others)
-    kind = np.float32 if max(n, m) > LARGE else np.float64
-    x = points.astype(kind, copy=False)
-    y = x if others is None else others.astype(kind, copy=False)
+    kind: Any = np.float32 if max(n, m) > LARGE else np.float64
+    x: NDArray[Any] = points.astype(kind, copy=False)
+    y: NDArray[Any] = x if others is None else others.astype(kind, copy=False)
     row, column = (x * x).sum(1), (y * y).sum(1)
     out = np.empty((n, weights.shape[1]))
     for start in range(0, n, chunk):
         rows = slice(start, min(start + chunk, n))
-        k = x[rows] @ y.T
+        k: NDArray[Any] = x[rows] @ y.T
         k *= -2
         k += row[rows, None]
         k += column[None, :]

@@ -146,7 +146,8 @@ class Smi(Audit):
         """The features to read, and what is to be said about the choice."""
         if self.phi != AUTO:
             return self.phi, ()
-        return (PENULTIMATE, ()) if "features" in predictor.capabilities else (LOGITS, ("W-SMI-LOGITS",))
+        shows = "features" in predictor.capabilities and predictor.kind != "c-target"
+        return (PENULTIMATE, ()) if shows else (LOGITS, ("W-SMI-LOGITS",))
 
     def _features(self, name: str, ctx: AuditContext, sets: AuditSets, phi: str) -> Sets:
         predictor = ctx.predictors()[name]

@@ -24,7 +24,8 @@ class Measurement:
     ``value`` on the unlearned model (None where a gate left nothing to estimate); ``before`` the same number on the
     model before; ``reference`` and ``delta`` (value - reference, by one joint interval) where there is a reference;
     ``gates`` reasons that rule out a pass and a fail; ``metrics`` glossary key to set to column to plain data; ``n``
-    samples per set; ``seeds`` beside the audit's own; ``tables`` what only this audit reports.
+    samples per set; ``seeds`` beside the audit's own; ``tables`` what only this audit reports; ``timings``
+    seconds beside the audit's own.
     """
 
     value: Estimate | None
@@ -38,6 +39,7 @@ class Measurement:
     per_class: Any = None
     seeds: Mapping[str, int] = field(default_factory=dict)
     tables: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

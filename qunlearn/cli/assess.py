@@ -115,7 +115,7 @@ def assess(
     run_kinds = list(kinds)
     if all(s.model is not None for s in subjects.values()) and "torch-fq" not in run_kinds:
         run_kinds.append("torch-fq")
-    predictors = {kind: {n: _predictor(s, kind) for n, s in subjects.items()} for kind in run_kinds}
+    predictors = {kind: {n: predictor_of(s, kind) for n, s in subjects.items()} for kind in run_kinds}
     found = audit_run(
         {
             kind: Artefact(before=p["before"], after=p["after"], reference=p.get("reference"))
@@ -145,7 +145,8 @@ def assess(
     )
 
 
-def _predictor(subject: Subject, kind: str) -> predictor.Predictor:
+def predictor_of(subject: Subject, kind: str) -> predictor.Predictor:
+    """The predictor of one network as one artefact kind."""
     if kind.startswith("torch"):
         if subject.model is None:
             raise ConfigError(

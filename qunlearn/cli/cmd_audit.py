@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,6 +28,10 @@ qunlearn audit runs/oeu --before runs/base --reference runs/without --forget gro
     type=click.Choice(["standard", "strict"]),
     help="standard (default): accuracy, mia, smi; strict adds cka, recovery, relearn, quant_recovery.",
 )
+@click.option(
+    "--shadows", type=click.IntRange(2, 256), default=4, show_default=True, help="Models that lira, rmia, u_lira train."
+)
+@click.option("--shadow-cache", type=click.Path(), help="Folder that keeps them; by default the output folder.")
 @click.option("--on", "kinds", default="onnx", show_default=True, help="torch, onnx, c, or kinds, comma-separated.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder for files, results and report.")
@@ -38,12 +43,16 @@ def command(
     forget: str,
     audits: str | None,
     suite: str | None,
+    shadows: int,
+    shadow_cache: str | None,
     kinds: str,
     seed: int,
     output: str,
 ) -> int:
     """Judge a run or an int8 ONNX file, two-sidedly. Exit 0: pass, 3: fail, 4: inconclusive."""
     require_workstation()
+    from qunlearn.audit import side_by_side
+    from qunlearn.audit.attacks import ShadowAudit
     from qunlearn.audit.run import kinds_of
     from qunlearn.cli import artefact, assess, page
     from qunlearn.cli import workspace as ws
@@ -69,6 +78,15 @@ def command(
         ready = assess.from_run(*opened, folder / "after.onnx")
     assert ready is not None
     form = form_of(load_model(ready.file))  # all in one form: files of different forms run under different settings
+    pools: dict[str, Any] = {}
+    if any(isinstance(a, ShadowAudit) for a in named):
+        from qunlearn.cli.shadows import pools as shadow_pools
+
+        pools = shadow_pools(
+            named, config, splits, run=target if opened is not None else None,
+            kinds=tuple(dict.fromkeys((*chosen, "torch-fq"))), models=shadows, seed=seed,
+            cache=Path(shadow_cache) if shadow_cache is not None else folder, say=settings.say,
+        )  # fmt: skip
     found = assess.assess(
         assess.from_run(base, config, folder / "before.onnx", form=form),
         ready,
@@ -79,11 +97,14 @@ def command(
         kinds=chosen,
         audits=named,
         inputs=artefact.parity_inputs(dataset, 256),
+        audit_inputs=pools,
     )
     found.audits.write(folder)
     page.write(folder, found, splits, request=request.describe(), run=target if opened is not None else None)
     names = {"before": "before", "after": "after", "reference": "reference"}
     text = [found.audits.table().rstrip(), "", assess.table(found, names), "", found.parity.render()]
+    if beside := side_by_side.text(found.audits.results[chosen[0]]):
+        text += ["", beside, ""]
     value = {**found.audits.to_json(), **{n: found.plain(n) for n in found.summaries}, "folder": str(folder)}
     settings.result(value, "\n".join([*text, f"report {folder / 'report.html'}"]))
     return found.audits.exit_code

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 import click
 
 from qunlearn.cli import common
 from qunlearn.cli.common import Settings
+from qunlearn.errors import ConfigError
 
 
 @common.command(
@@ -23,6 +25,9 @@ qunlearn firmware model.onnx -o fw --board mps2-an386 --board mps3-an547 --check
 @click.option(
     "--ota", type=click.Choice(["none", "ab", "inplace"]), default="none", show_default=True, help="Update code."
 )
+@click.option("--trust", help="Public key that the update program trusts; with --ota.")
+@click.option("--allow-test-key", is_flag=True, help="Accept the published TEST key.")
+@click.option("--device-class", type=click.UUID, help="Class (UUID) that updates must name; with --ota.")
 @click.option(
     "--check",
     type=click.Choice(["none", "host", "qemu"]),
@@ -53,6 +58,9 @@ def command(
     output: str,
     boards: tuple[str, ...],
     ota: str,
+    trust: str | None,
+    allow_test_key: bool,
+    device_class: UUID | None,
     check: str,
     opt: str,
     kernels: str,
@@ -68,8 +76,20 @@ def command(
     """
     from qunlearn_export import codegen, fwbuild, fwreport
 
+    if ota == "none" and (trust is not None or device_class is not None):
+        raise ConfigError("--trust and --device-class are of updates.", remedy="Add --ota ab or --ota inplace.")
+    if ota != "none" and (trust is None or device_class is None):
+        absent = " and ".join(n for n, v in (("--trust", trust), ("--device-class", device_class)) if v is None)
+        settings.say(f"without {absent} the generated update program accepts no update; fill in update_main.c")
     options = codegen.Options(
-        name=Path(file).stem, boards=boards or ("mps2-an386",), ota=ota, opt=opt, kernels=kernels, vectors=vectors
+        name=Path(file).stem,
+        boards=boards or ("mps2-an386",),
+        ota=ota,
+        opt=opt,
+        kernels=kernels,
+        vectors=vectors,
+        public=bytes(32) if trust is None else _public(trust, allow_test_key),
+        device_class=device_class or UUID(int=0),
     )
     made = fwbuild.firmware(
         file,
@@ -88,3 +108,10 @@ def command(
     text = f"{fwreport.render(made.report)}\nfolder {made.folder}"
     settings.result({"folder": str(made.folder), **made.report}, text)
     return 0
+
+
+def _public(trust: str, allow_test_key: bool) -> bytes:
+    """The raw key that ``--trust`` names."""
+    from qunlearn_export import keys
+
+    return next(iter(keys.trusted([trust], allow_test_key=allow_test_key).values()))

@@ -62,7 +62,11 @@ METRICS = {
 AUDITS = {
     "accuracy": "Accuracy on the forgotten samples",
     "mia": "Membership attack on the forgotten samples",
-    "smi": "Share of the forgotten samples that look never trained on",
+    "smi": "Share of the forgotten samples that looks never trained",
+    "loss": "The same by the loss attack",
+    "lira": "The same by LiRA",
+    "rmia": "The same by RMIA",
+    "u_lira": "The same by LiRA on unlearned shadow models",
     "cka": "Similarity of the features to the base model's",
     "recovery": "Recovery by a new last layer",
     "relearn": "Relearning by a little training",

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qunlearn.audit import AuditContext, Predictor
+from qunlearn.audit import AuditContext, Predictor, ShadowPool, shadow_pool
 from qunlearn.audit.trainer import Coarse
-from qunlearn.data.dataset import Dataset, Preprocess
+from qunlearn.data.dataset import Dataset, Preprocess, Samples
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
 from qunlearn.fingerprint import digest_bytes
 
 CLASSES, GROUPS = 5, 4
+_POOLS: dict[str, ShadowPool] = {}
+GOOD, REST = (1.0, 7.0, 1.0), (0.95, 5.0, 1.5)
 
 
 class TableModel(Predictor):
@@ -154,6 +156,28 @@ class World:
     def retrained(self) -> TableModel:
         return self.model(2, forget=(0.7, 4, 1.5), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.6, 4, 1.5))
 
+    def shadows(self, models: int, kinds: tuple[str, ...] = ("torch-fq", "onnx-all"), seed: int = 0) -> ShadowPool:
+        """Shadow models: on what they saw like a network on its training data, elsewhere like one on the rest."""
+        table, rest = (
+            self.model(90, forget=GOOD, retain=GOOD, rest=GOOD),
+            self.model(91, forget=REST, retain=REST, rest=REST),
+        )
+
+        def make(samples: Samples, forget: Samples | None, seed: int) -> dict[str, TableModel]:
+            z = rest.table.copy()
+            z[samples.index] = table.table[samples.index]
+            z += np.random.default_rng(seed).normal(0, 0.3, z.shape).astype(np.float32)
+            return {k: TableModel(z, kind=k) for k in kinds}
+
+        return shadow_pool(make, self.splits, models=models, seed=seed, recipe={"table": 1}, kinds=kinds)
+
+    def pools(self, seed: int = 0) -> dict[str, ShadowPool]:
+        """Shadow models for every attack, made once a world and seed."""
+        key = f"{self.splits.digest()} {seed}"
+        if key not in _POOLS:
+            _POOLS[key] = self.shadows(4, seed=seed)
+        return dict.fromkeys(("shadows", "unlearned_shadows"), _POOLS[key])
+
     def context(self, before: Predictor, after: Predictor, reference: Predictor | None, **kw: Any) -> AuditContext:
         return AuditContext(
             **{
@@ -164,7 +188,7 @@ class World:
                 "splits": self.splits,
                 "task": FakeTask(),
                 "seed": 0,
-                "inputs": {"trainer": FakeTrainer()},
+                "inputs": {"trainer": FakeTrainer(), **self.pools(max(0, kw.get("seed", 0)))},
                 **kw,
             }
         )

@@ -418,34 +418,29 @@ def test_keygen_writes_nothing_over(call: Call, tmp_path: Path) -> None:
 
 
 def test_a_device_installs_it_and_answers(call: Call, site: Site, tmp_path: Path) -> None:
-    """The same bundle on a Linux device's store; the receipt that an update leaves fits the bundle."""
-    store, receipt = tmp_path / "store", tmp_path / "receipt.bin"
+    """The same bundle on a Linux device's store; the receipt that the update leaves fits the bundle."""
+    store, file, key = tmp_path / "store", tmp_path / "receipt.bin", tmp_path / "device.key"
+    key.write_bytes(bytes(range(32)))
     start = ("device", "init", site.audit / "before.onnx", "--store", store, *site.trust, "--device-class", CLASS)
     assert call(*start).code == 0
-    assert call("device", "apply", site.bundle, "--store", store).code == 0
-    found = [p for p in store.rglob("*") if p.is_file() and p.stat().st_size == 100]
-    p = json.loads(archive.read(site.bundle.read_bytes(), bundle.NAMES)["manifest.json"])["predicate"]
-    made = Receipt(
-        code=0,
-        passed=8,
-        read_back=0,
-        sequence=2,
-        counter=2,
-        erased=1,
-        device=bytes.fromhex(CLASS.replace("-", "")),
-        old=bytes.fromhex(p["base"]["blob"])[:16],
-        new=bytes.fromhex(p["target"]["blob"])[:16],
-    )
-    receipt.write_bytes(found[0].read_bytes() if found else made.to_bytes())
-    done = call("bundle", "receipt", receipt, "--bundle", site.bundle, *site.trust, "--json")
-    assert done.code == 0, done.out
-    assert done.json["authenticity"] == "unauthenticated"
-    receipt.write_bytes(replace(made, sequence=1).to_bytes())
-    done = call("bundle", "receipt", receipt, "--bundle", site.bundle, *site.trust)
+    done = call("device", "apply", site.bundle, "--store", store, "--receipt", file, "--mac-key", key)
+    assert done.code == 0, done.err
+    check = ("bundle", "receipt", file, "--bundle", site.bundle, *site.trust)
+    assert call(*check, "--json").json["authenticity"] == "not checked"
+    found = call(*check, "--mac-key", key, "--json")
+    assert (found.code, found.json["fits"], found.json["authenticity"]) == (0, True, "authentic")
+    assert found.json["sequence"] == found.json["counter"] == 2
+    given = Receipt.from_bytes(file.read_bytes())
+    file.write_bytes(replace(given, sequence=1).to_bytes())
+    done = call(*check, "--mac-key", key)
     assert done.code == 3
     assert "sequence 1, the bundle has 2" in done.out
-    receipt.write_bytes(b"nothing")
-    assert call("bundle", "receipt", receipt, "--bundle", site.bundle, *site.trust).code == 2
+    assert "forged" in done.out
+    file.write_bytes(replace(given, mac=bytes(32)).to_bytes())
+    assert call(*check, "--json").json["authenticity"] == "unauthenticated"
+    assert call(*check, "--mac-key", key).code == 3
+    file.write_bytes(b"nothing")
+    assert call(*check).code == 2
 
 
 def test_help_of_the_group(call: Call) -> None:

@@ -52,7 +52,7 @@ def result(kind: str, name: str, files: Mapping[str, str], **changes: Any) -> di
     """One result, complete, with values of a pass."""
     interval = {"lo": 0.6, "hi": 0.8, "level": 0.9, "method": "wilson"}
     cell = {"value": 0.7, "lo": 0.6, "hi": 0.8, "level": 0.9, "method": "wilson", "n": 40}
-    file = files["target"] if kind.startswith("onnx") else "5" * 64
+    file = "5" * 64 if kind.startswith("torch") else files["target"]
     return {
         "artefact": {
             "kind": kind,
@@ -69,7 +69,7 @@ def result(kind: str, name: str, files: Mapping[str, str], **changes: Any) -> di
             "config": "d" * 64,
             "data_split": "e" * 64,
             "model_after": file,
-            "model_before": files["base"] if kind.startswith("onnx") else "6" * 64,
+            "model_before": "6" * 64 if kind.startswith("torch") else files["base"],
         },
         "direction": "The retrained model's value is the target.",
         "failure_side": "none",
@@ -103,7 +103,7 @@ def audit(base: Model, target: Model) -> dict[str, Any]:
     files = {"base": base.digests()["onnx"], "target": target.digests()["onnx"], "codes": target.digests()["codes"]}
     logits = {"max_abs": 1, "share": 0.0005, "argmax": 1.0}
     row = {"name": "conv1", "pair": "onnx-off vs oracle", "mode": "free", "max_abs": 0, "share": 0.0}
-    kinds = ("onnx-all", "torch-fq")
+    kinds = ("onnx-all", "torch-fq", "c-host")
     return {
         "verdict": "pass",
         "shipping": ["onnx-all"],

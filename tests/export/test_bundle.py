@@ -152,6 +152,8 @@ def test_another_layout_needs_a_full_update(world, nets):
         ("results/onnx-all/1/digests/model_after", "0" * 64, "mia on onnx-all was measured on another file"),
         ("results/onnx-all/1/digests/model_before", "0" * 64, "mia on onnx-all compares with another base"),
         ("results/torch-fq/0/artefact/codes_digest", "0" * 64, "accuracy on torch-fq was measured on other codes"),
+        ("results/c-host/0/artefact/file_digest", "0" * 64, "accuracy on c-host was measured on another file"),
+        ("results/c-host/1/digests/model_before", "0" * 64, "mia on c-host compares with another base"),
         ("results/onnx-all/0/artefact/kind", "onnx-off", "labelled onnx-off"),
         ("results/onnx-all/0/digests/data_split", "0" * 64, "different data"),
         ("tables/parity", None, "no parity table"),
@@ -179,7 +181,7 @@ def test_incomplete_results_are_refused(world, path):
 
 def test_results_of_less_than_what_ships_are_refused(world):
     with pytest.raises(ArtefactError, match="not complete"):
-        world.build(audit=world.audited("shipping", ["onnx-all", "c-host"]))
+        world.build(audit=world.audited("shipping", ["onnx-all", "c-target"]))
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("fail", 3), ("inconclusive", 4)])

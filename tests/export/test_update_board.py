@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 
 import bundle_cases as cases
 import numpy as np
@@ -14,6 +15,7 @@ from qunlearn_export.bundle import NAMES
 from qunlearn_export.crossbuild import Workshop
 from qunlearn_export.oracle import Oracle, dequantize
 from qunlearn_export.order import to_stored
+from qunlearn_export.package import write_folder
 from qunlearn_export.receipt import Receipt
 from qunlearn_export.verify import open_bundle
 
@@ -100,8 +102,6 @@ def test_program_carries_no_model(world):
 @needs_tools
 def test_symbols(world):
     """No heap, no C library, no double, no 64-bit division in the update code."""
-    import subprocess
-
     for ota in ("ab", "inplace"):
         shop, image = build(world, ota)
         done = subprocess.run(["arm-none-eabi-nm", str(image.elf)], capture_output=True, text=True, check=True)
@@ -113,3 +113,72 @@ def test_symbols(world):
         assert 8_000 < image.size.update < 16_000  # of a linked program at -Os
         assert image.stack is not None
         assert image.stack < 4096
+
+
+def pieces(blob: bytes) -> list[bytes]:
+    """Parts of a blob that occur in no other file by chance."""
+    return [p for p in (blob[i : i + 32] for i in range(0, len(blob) - 32, 32)) if len(set(p)) > 4]
+
+
+@needs_tools
+@pytest.mark.parametrize("ota", ["none", "ab", "inplace"])
+def test_the_folder_builds_a_product_without_the_base(world, tmp_path, ota):
+    """The folder's own Makefile: a product with updates holds no copy of the base, in no file that is flashed."""
+    site = codegen.site(world.base.graph)
+    options = codegen.Options(
+        name="net", boards=(BOARD, "generic-m4"), ota=ota, public=cases.SIGNER.public, device_class=cases.DEVICE
+    )
+    folder = write_folder(tmp_path / "fw", codegen.generate(site, options))
+
+    def make(*args: str):
+        return subprocess.run(["make", "-s", *args], cwd=folder, capture_output=True, text=True, check=False)
+
+    def base_in(*names: str) -> bool:
+        data = [(folder / "build" / name).read_bytes() for name in names]
+        found = {any(p in d for p in pieces(world.base.blob)) for d in data}
+        assert len(found) == 1
+        return found.pop()
+
+    assert make(f"BOARD={BOARD}").returncode == 0
+    done = make(f"BOARD={BOARD}", "qemu")
+    assert done.returncode == 0, done.stderr
+    assert base_in(f"{BOARD}/fw.elf", f"{BOARD}/fw.bin") == (ota == "none")
+    if ota == "none":
+        assert "vectors equal" in done.stdout
+        return
+    assert "sequence 1\n" in done.stdout
+    flash, update = folder / "build" / BOARD / "flash.bin", folder / "build" / BOARD / "update.bin"
+    assert any(p in flash.read_bytes() for p in pieces(world.base.blob))
+    bundle = world.build(in_place=True, sequence=2, base_sequence=1).data
+    update.write_bytes(entries_of(bundle, NAMES)["update.bin"])
+    done = make(f"BOARD={BOARD}", "qemu")
+    assert done.returncode == 0, done.stdout
+    assert "sequence 2\n" in done.stdout
+    gone = [p for p in pieces(world.base.blob) if p not in world.target.blob]
+    assert gone
+    assert not any(p in flash.read_bytes() for p in gone)
+    done = make(f"BOARD={BOARD}", "PROGRAM=selftest", "qemu")
+    assert (done.returncode, "vectors equal" in done.stdout) == (0, True), done.stderr
+    assert base_in(f"{BOARD}-selftest/fw.elf")
+    done = make("selftest")
+    assert "vectors equal" in done.stdout
+    done = make("BOARD=generic-m4")
+    assert done.returncode != 0
+    assert "name your program, MAIN=app.c" in done.stderr
+    (folder / "app.c").write_text(emit_update.probe("net", ota))
+    done = make("BOARD=generic-m4", "MAIN=app.c")
+    assert done.returncode == 0, done.stderr
+    assert not base_in("generic-m4/fw.elf", "generic-m4/fw.bin")
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None or shutil.which("cc") is None, reason="no cmake or no C compiler")
+def test_the_library_of_cmake_holds_no_base(world, tmp_path):
+    site = codegen.site(world.base.graph)
+    folder = write_folder(tmp_path / "fw", codegen.generate(site, codegen.Options(name="net", ota="ab")))
+    for args in (["-S", ".", "-B", "out"], ["--build", "out"]):
+        subprocess.run(["cmake", *args], cwd=folder, check=True, capture_output=True)
+    library = (folder / "out" / "libnet.a").read_bytes()
+    assert not any(p in library for p in pieces(world.base.blob))
+    assert b"qul_update" in library
+    done = subprocess.run([folder / "out" / "selftest"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "vectors equal" in done.stdout) == (0, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,12 @@ def c_crypto(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """SHA and Ed25519."""
     path: Path = build(tmp_path_factory.mktemp("crypto") / "crypto.so", ("qul_sha.c", "qul_ed25519.c"))
     return ctypes.CDLL(str(path))
+
+
+@pytest.fixture
+def clang() -> str:
+    """Path of clang; a test that needs it is skipped, with a line, where it is not installed."""
+    found = shutil.which("clang")
+    if found is None:
+        pytest.skip("clang is not installed")
+    return found

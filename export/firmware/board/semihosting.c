@@ -58,19 +58,20 @@ void qul_tick(void)
     wraps++;
 }
 
-/* Ticks since the counter began; it has 24 bits and counts down. */
+/* Ticks since the counter began. It has 24 bits and counts down; at 0 it interrupts, one tick later it reloads. */
 static uint32_t now(void)
 {
-    uint32_t before, value;
+    uint32_t before, value, since;
     do {
         before = wraps;
         value = SYST_CVR;
-        if ((ICSR & PENDING) != 0 && value > TICKS / 2) {
+        since = value == 0 ? 0 : TICKS - value;
+        if ((ICSR & PENDING) != 0 && since < TICKS / 2) {
             before++;
             break;
         }
     } while (before != wraps);
-    return before * TICKS + (TICKS - 1u - value);
+    return before * TICKS + since;
 }
 
 void qul_hook(uint32_t node)
