@@ -224,12 +224,11 @@ def table(rows: list[dict[str, Any]], suites: tuple[str, ...]) -> str:
     seeds = sorted({r["seed"] for r in rows})
     audits = list(dict.fromkeys(r["audit"] for r in rows))
     lines = [
-        f"# What the audits say of networks of known truth ({len(seeds)} seeds)", "",
-        "`python benchmarks/bench_audits.py`. Digits by four simulated writers; MLP 64-128-64-10, W8A8.",
-        "Cells: number of seeds with pass / inconclusive / fail. Only `retrained` should pass.", "",
+                "`python benchmarks/bench_audits.py`. Digits by four simulated writers; MLP 64-128-64-10, W8A8.",
+        f"{len(seeds)} seeds; cells: how many pass / inconclusive / fail. Only `retrained` should pass.", "",
     ]  # fmt: skip
     for request, kind in ((q, k) for q in ORDER for k in KINDS):
-        lines += [f"## {request}, {kind}", "", f"| model | {' | '.join([*audits, *(f'**{s}**' for s in suites)])} |"]
+        lines += [f"**{request}, {kind}**", "", f"| model | {' | '.join([*audits, *(f'**{s}**' for s in suites)])} |"]
         lines.append("|---" * (1 + len(audits) + len(suites)) + "|")
         for model in ORDER[request]:
             where = (request, model, kind)
@@ -239,7 +238,7 @@ def table(rows: list[dict[str, Any]], suites: tuple[str, ...]) -> str:
             lines.append(f"| {model} | {' | '.join(cells)} |")
         lines.append("")
     lines += [
-        "## Rates (both requests and kinds, per cent, 90 % interval)",
+        "**Rates over both requests and kinds, per cent, 90 % interval**",
         "",
         "| audit | false pass | false fail |",
         "|---|---|---|",
