@@ -10,6 +10,8 @@ import pytest
 from qunlearn.audit import AUDITS
 from qunlearn.audit.cka import Cka
 from qunlearn.audit.layers import by_layer
+from qunlearn.audit.result import worst
+from qunlearn.cli.assess import SUITES
 from qunlearn.data.request import Request
 from qunlearn.data.splits import make_splits
 
@@ -117,3 +119,18 @@ def test_wide_layers_get_a_pass_of_their_own(world: Any, shown: Any) -> None:
     apart = dict(by_layer(model, samples, ("hidden", "penultimate"), memory=1))
     assert list(together) == list(apart)
     assert all(np.array_equal(together[n], apart[n]) for n in together)
+
+
+@pytest.mark.parametrize("fake", ["flipped", "collapsed"])
+def test_fakes_never_pass_the_standard_suite(fake: str, world: Any, lab: Any, shown: Any) -> None:
+    """Wrong labels on as many forget samples as the retrained network gets wrong, features and certainty untouched; and
+    a network that answers nothing."""
+    sure = (0.7, 7, 1) if fake == "flipped" else (0.2, 0.1, 0.1)
+    z = world.model(6, forget=sure, retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.95, 4, 1.5)).table
+    z = z if fake == "flipped" else 0 * z
+    ctx = world.context(shown(world.original), shown(lab.TableModel(z), world.original.table), shown(world.retrained))
+    verdicts = {name: AUDITS[name]()(ctx).verdict for name in SUITES["strict"]}
+    assert worst([verdicts[name] for name in SUITES["standard"]]) != "pass"
+    assert worst(list(verdicts.values())) == "fail"
+    if fake == "flipped":
+        assert verdicts["accuracy"] == "pass", "accuracy alone is fooled"
