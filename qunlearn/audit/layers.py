@@ -63,11 +63,11 @@ def chosen(predictor: Predictor, text: str) -> tuple[str, ...]:
     if not shows(predictor):
         return ()
     own = getattr(predictor, "feature_names", None)
-    graph = None if own is not None else graph_of(predictor)
+    if own is not None:
+        return tuple(n.strip() for n in text.split(",")) if text else tuple(own)
+    graph = graph_of(predictor)
     if not text:
-        return tuple(own) if graph is None else feature_layers(graph)
-    if graph is None:
-        return tuple(n.strip() for n in text.split(","))
+        return feature_layers(graph)
     known = {layer.name for layer in graph.layers} | {"input", PENULTIMATE}
     names = tuple(dict.fromkeys(n.strip() for n in text.split(",")))
     unknown = [n for n in names if n not in known]

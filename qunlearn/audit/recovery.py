@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -180,11 +180,11 @@ class Recovery(Audit):
         if trainer is None:
             return {}
         whole = self.epochs * max(1, round(len(sets.shots) / self.batch))
-        common = {"lr": self.lr, "batch": self.batch, "seed": ctx.seed}
-        budgets = {
-            "head": Budget(steps=whole, every=whole, part="head", fresh=True, **common),
-            "finetune": Budget(steps=self.steps, every=self.steps, **{**common, "lr": self.lr / 10}),
-        }
+        head = Budget(
+            steps=whole, every=whole, lr=self.lr, batch=self.batch, seed=ctx.seed, part="head", fresh=True
+        )  # fmt: skip
+        tuned = replace(head, steps=self.steps, every=self.steps, lr=self.lr / 10, part="all", fresh=False)
+        budgets = {"head": head, "finetune": tuned}
         return {
             kind: {who: trainer.curve(p, sets.shots, sets.judged, b)[-1].astype(float)
                    for who, p in ctx.predictors().items()}

@@ -35,7 +35,7 @@ def _weight(model: QuantModel, step: Step) -> Tensor:
 def _shipped(model: QuantModel, step: Step) -> Tensor:
     """The weight that the shipped integers stand for, before BatchNorm is folded in."""
     q = model.weight_quantizer_of(step)
-    scale = q.scale
+    scale: Tensor = q.scale
     if model.spec.grid == "exact":
         factor = None if step.bn is None else bn_affine(model.get_submodule(step.bn))[0]
         scale = weight_grid(q, factor)[0]
