@@ -5,20 +5,29 @@ from __future__ import annotations
 from qunlearn.audit.accuracy import Accuracy
 from qunlearn.audit.attacks import Lira, Loss, Rmia, ULira
 from qunlearn.audit.base import Audit, AuditContext
+from qunlearn.audit.cka import Cka
 from qunlearn.audit.glossary import GLOSSARY, Entry
 from qunlearn.audit.mia import Mia
 from qunlearn.audit.predictor import FirmwarePredictor, OnnxPredictor, OraclePredictor, Predictor, TorchPredictor
+from qunlearn.audit.quant_recovery import QuantRecovery
+from qunlearn.audit.recovery import Recovery
 from qunlearn.audit.reference import Shadow, ShadowPool, shadow_pool
 from qunlearn.audit.registry import AUDITS, register
+from qunlearn.audit.relearn import Relearn
 from qunlearn.audit.result import AuditResult
 from qunlearn.audit.run import Artefact, AuditRun, audit_run, same_results
 from qunlearn.audit.smi import Smi
 from qunlearn.audit.summary import gap, summary
+from qunlearn.audit.trainer import TorchTrainer
 from qunlearn.audit.verdict import Judgement, Measurement
 
 register(Accuracy)
 register(Mia)
 register(Smi)
+register(Cka)
+register(Recovery)
+register(Relearn)
+register(QuantRecovery)
 register(Loss)
 register(Lira)
 register(Rmia)
@@ -47,6 +56,7 @@ __all__ = [
     "ShadowPool",
     "Smi",
     "TorchPredictor",
+    "TorchTrainer",
     "ULira",
     "audit_run",
     "gap",

@@ -38,6 +38,10 @@ class Accuracy(Audit):
         "The retrained model's forget accuracy is the target; above it the forget set is remembered (under-forgotten), "
         "below it too much was forgotten (over-forgotten)."
     )
+    cannot: ClassVar[str] = (
+        "Answers alone: a network whose last layer hides what its features still know, or that gives wrong labels on "
+        "purpose, can reach the retrained model's value."
+    )
 
     def run(self, ctx: AuditContext) -> Measurement:
         """Accuracies of before, after and reference on every set that holds samples, and the differences."""

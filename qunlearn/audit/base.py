@@ -118,7 +118,7 @@ class Audit(ABC):
 
     ``higher_side`` says what a value above the reference means: ``under`` (remembers) or ``over`` (forgot too much).
     ``headline`` marks the one result of a run that a reader should look at first; an ``extra`` audit runs only when
-    it is named.
+    it is named. ``cannot`` says in a sentence or two what even a pass does not show.
     """
 
     name: ClassVar[str]
@@ -128,6 +128,7 @@ class Audit(ABC):
     higher_side: ClassVar[str]
     headline: ClassVar[bool] = False
     extra: ClassVar[bool] = False
+    cannot: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "heldout")
     """Sample sets that the audit itself reads; their logits must be finite, and those of the utility gate."""

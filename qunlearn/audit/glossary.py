@@ -185,6 +185,65 @@ GLOSSARY: Mapping[str, Entry] = MappingProxyType(
             range="any; 0 = like members, 1 = like never-trained data",
             interval="percentile bootstrap over all three sets, 90 %; difference: the same resamples for both",
         ),
+        "cka_to_original": Entry(
+            title="similarity to the original (CKA)",
+            formula="debiased linear CKA between the features of the model and of the original on the forget set, at "
+            "the penultimate layer",
+            target="the retrained model's value, not 0",
+            reference=_RETRAINED,
+            range="about 0..1",
+            interval="normal, 90 %, error by the delete-half jackknife; difference: the same halves for both",
+        ),
+        "recovery_accuracy": Entry(
+            title="recovery by a linear probe",
+            formula="accuracy, among all classes, of a new linear head on frozen features, trained on few forgotten "
+            "and many retained samples, on never-trained samples of the forgotten kind; mean over heads",
+            target="the retrained model's value, not 0",
+            reference=_RETRAINED,
+            range="0..1",
+            interval=_NORMAL,
+        ),
+        "recovery_neighbours": Entry(
+            title="recovery by nearest neighbours",
+            formula="the same with the 5 nearest of the probe's samples in cosine similarity in place of the head",
+            target="the retrained model's value, not 0",
+            reference=_RETRAINED,
+            range="0..1",
+            interval=_NORMAL,
+        ),
+        "recovery_head": Entry(
+            title="recovery by the network's own head",
+            formula="the same with the network's last layer drawn anew and retrained, all else frozen, quantized",
+            target="the retrained model's value, not 0",
+            reference=_RETRAINED,
+            range="0..1",
+            interval=_NORMAL,
+        ),
+        "recovery_finetune": Entry(
+            title="recovery by fine-tuning",
+            formula="the same after a few training steps of all parameters on the probe's samples",
+            target="the retrained model's value, not 0",
+            reference=_RETRAINED,
+            range="0..1",
+            interval=_NORMAL,
+        ),
+        "relearn_accuracy": Entry(
+            title="relearned accuracy",
+            formula="largest accuracy on the scored half of the forget set within a fixed budget of training steps; "
+            "mean over seeds",
+            target="the retrained model's value under the same training, not 0",
+            reference=_RETRAINED,
+            range="0..1",
+            interval="hierarchical bootstrap over seeds, then samples, 95 %; difference: the same resamples for both",
+        ),
+        "quant_recovery": Entry(
+            title="recovered by fewer bits",
+            formula="mean over the forget set of [right on the coarse network] - [right on the network]",
+            target="the retrained model's value, about 0",
+            reference=_RETRAINED,
+            range="-1..1",
+            interval="paired bootstrap over samples, 95 %; where nothing changes, Clopper-Pearson's bound",
+        ),
         "attack_share": Entry(
             title="forgetting rate (attack)",
             formula=(

@@ -98,6 +98,10 @@ class ScoreAudit(Audit):
         "1 means that the attack sees the forget set as it sees never-trained data, 0 as it sees training data; the "
         "retrained model's share is the target. Above 1 the forget set stands out (over-forgotten)."
     )
+    cannot: ClassVar[str] = (
+        "One attack's score, averaged over the forget set: a stronger attack, or one aimed at single samples, may find "
+        "more. With few shadow models it has little power."
+    )
 
     tol: float = hyper(0.2, low=0, low_open=True, high=1, unit="share", doc="Equivalence margin around the reference.")
     bootstrap: int = hyper(200, low=100, high=10_000, unit="resamples", doc="Resamples of all three sets.")

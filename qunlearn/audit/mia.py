@@ -134,6 +134,10 @@ class Mia(Audit):
         "The retrained model's share is the target; below it forget samples still look like training data "
         "(under-forgotten), above it they stand out more than never-trained data do (over-forgotten)."
     )
+    cannot: ClassVar[str] = (
+        "It is a simple attack on one number a sample. An attack with shadow models, or one that targets single "
+        "samples, may find more."
+    )
 
     nonmembers: str = hyper(
         "heldout", choices=("heldout", "test"), doc="Non-members: heldout (audits, tuning) or test (tables)."

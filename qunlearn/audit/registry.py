@@ -16,7 +16,7 @@ def register(cls: type[Audit]) -> type[Audit]:
     """Add a verifier. ConfigError lists everything that its declaration lacks: attributes, field documentation."""
     bad = [
         f"{attribute} is not declared"
-        for attribute in ("name", "version", "metric", "direction", "higher_side")
+        for attribute in ("name", "version", "metric", "direction", "cannot", "higher_side")
         if not isinstance(getattr(cls, attribute, None), str) or not getattr(cls, attribute)
     ]
     if not bad:

@@ -39,6 +39,10 @@ class Smi(Audit):
         "1 means that the forget set looks like never-trained data, 0 that it looks like training data; the retrained "
         "model's share is the target. Above 1, or off the mixture of both, it looks like neither (over-forgotten)."
     )
+    cannot: ClassVar[str] = (
+        "It judges the forget set as a whole: an average rate near 1 does not show that every single sample is "
+        "forgotten. It needs members and never-trained samples of the same kind that can be told apart."
+    )
 
     tol: float = hyper(0.2, low=0, low_open=True, high=1, unit="share", doc="Equivalence margin around the reference.")
     pi_min: float = hyper(0.8, low=0, high=1, unit="share", doc="Without a reference: least share that can pass.")

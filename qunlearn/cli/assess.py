@@ -15,6 +15,7 @@ from qunlearn.audit import AUDITS, predictor
 from qunlearn.audit.base import Audit
 from qunlearn.audit.run import Artefact, AuditRun, audit_run
 from qunlearn.audit.summary import summary
+from qunlearn.audit.trainer import TRAINER, TorchTrainer
 from qunlearn.cli import artefact
 from qunlearn.data.splits import Splits
 from qunlearn.errors import ConfigError, MissingDependencyError, UnsupportedError
@@ -56,9 +57,23 @@ class Assessment:
         return {**{m: s[f"{m}_accuracy"] for m in METRICS}, "mia": s["mia"]}
 
 
-def parse_audits(text: str | None) -> list[Audit]:
-    """Audits by comma-separated names; by default all but those that run only when named."""
-    names = [n.strip() for n in text.split(",")] if text else [n for n, cls in AUDITS.items() if not cls.extra]
+SUITES: Mapping[str, tuple[str, ...]] = {
+    "standard": ("accuracy", "mia", "smi"),
+    "strict": ("accuracy", "mia", "smi", "cka", "recovery", "relearn", "quant_recovery"),
+}
+"""Audits by suite; the code-change table belongs to both."""
+
+LEFT_OUT: Mapping[str, tuple[str, ...]] = {
+    "strict": ("eve: left out, this version has no crafted request to verify",),
+}
+"""What a suite would hold but cannot run, one line each."""
+
+
+def parse_audits(text: str | None, suite: str | None = None) -> list[Audit]:
+    """Audits by comma-separated names, or those of a suite (``standard`` by default); not both."""
+    if text and suite:
+        raise ConfigError("both --audit and --suite were given.", remedy="Name audits, or a suite.")
+    names = [n.strip() for n in text.split(",")] if text else SUITES[suite or "standard"]
     return [AUDITS[n]() for n in names]
 
 
@@ -101,7 +116,8 @@ def assess(
 ) -> Assessment:
     """Audit ``after`` against ``before`` and ``reference`` on the artefact kinds named; ``kinds`` ships.
 
-    ``inputs`` are those of the parity check, ``audit_inputs`` what single audits take.
+    ``inputs`` are those of the parity check, ``audit_inputs`` what single audits take. Audits that train get the
+    networks of the runs; a file is served where one of them has its codes.
     """
     task = tasks.get(task_name)
     subjects = {n: s for n, s in zip(ROLES, (before, after, reference), strict=True) if s is not None}
@@ -128,7 +144,10 @@ def assess(
         parity=compared,
         change=changes,
         degenerate=degenerate(after.graph, before.graph),
-        inputs=audit_inputs,
+        inputs={
+            TRAINER: TorchTrainer([s.model for s in subjects.values() if s.model is not None], task),
+            **(audit_inputs or {}),
+        },
     )
     first = predictors[kinds[0]]
     return Assessment(

@@ -22,7 +22,12 @@ qunlearn audit runs/oeu --before runs/base --reference runs/without --forget gro
 @click.option("--before", required=True, type=click.Path(), help="Run before unlearning.")
 @click.option("--reference", type=click.Path(), help="Run trained without the data; without it, none is declared.")
 @click.option("--forget", required=True, help="The deletion request.")
-@click.option("--audit", "audits", help="Comma-separated names from `qunlearn audits`; default accuracy, mia, smi.")
+@click.option("--audit", "audits", help="Comma-separated names from `qunlearn audits`.")
+@click.option(
+    "--suite",
+    type=click.Choice(["standard", "strict"]),
+    help="standard (default): accuracy, mia, smi; strict adds cka, recovery, relearn, quant_recovery.",
+)
 @click.option(
     "--shadows", type=click.IntRange(2, 256), default=4, show_default=True, help="Models that lira, rmia, u_lira train."
 )
@@ -41,6 +46,7 @@ def command(
     reference: str | None,
     forget: str,
     audits: str | None,
+    suite: str | None,
     shadows: int,
     shadow_cache: str | None,
     kinds: str | None,
@@ -50,6 +56,7 @@ def command(
     """Judge a run or an int8 ONNX file, two-sidedly. Exit 0: pass, 3: fail, 4: inconclusive."""
     require_workstation()
     from qunlearn.audit import side_by_side
+    from qunlearn.audit.attacks import ShadowAudit
     from qunlearn.audit.run import kinds_of
     from qunlearn.cli import artefact, assess, page
     from qunlearn.cli import workspace as ws
@@ -58,7 +65,7 @@ def command(
     from qunlearn_export.check import form_of, load_model
 
     chosen = None if kinds is None else kinds_of([k.strip() for k in kinds.split(",")])
-    named = assess.parse_audits(audits)
+    named = assess.parse_audits(audits, suite)
     request = Request.parse(forget)
     base, config = artefact.open_run(Path(before))
     dataset = ws.data_of_run(settings, config)
@@ -68,6 +75,8 @@ def command(
     ready = assess.from_file(target) if opened is None else None
     retrained = artefact.open_run(Path(reference)) if reference is not None else None
     folder = new_folder(output)
+    for line in assess.LEFT_OUT.get(suite or "", ()):
+        settings.say(line)
     settings.say("exporting and comparing")
     if opened is not None:
         ready = assess.from_run(*opened, folder / "after.onnx")
@@ -76,7 +85,7 @@ def command(
         chosen = assess.automatic(ready, settings.say)
     form = form_of(load_model(ready.file))  # all in one form: files of different forms run under different settings
     pools: dict[str, Any] = {}
-    if any(a.extra for a in named):
+    if any(isinstance(a, ShadowAudit) for a in named):
         from qunlearn.cli.shadows import pools as shadow_pools
 
         pools = shadow_pools(

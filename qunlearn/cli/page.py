@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qunlearn.audit import AUDITS, GLOSSARY
 from qunlearn.audit.codes import REASONS, text
 from qunlearn.cli import assess
 from qunlearn.cli import workspace as ws
 from qunlearn.cli.assess import Assessment
 from qunlearn.data.splits import Splits
 from qunlearn.errors import ArtefactError
-from qunlearn.fingerprint import environment
+from qunlearn.fingerprint import environment, plain
 from qunlearn.report import ReportData, words
 from qunlearn.report import write as write_report
 
@@ -75,8 +77,19 @@ def write(
             **{k: v for k, v in found.audits.digests.items() if isinstance(v, str)},
         },
         limits=LIMITS,
+        sections=sections(audit["results"][found.audits.shipping[0]]),
     )
     return write_report(data, folder)
+
+
+def sections(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One section an audit: its result on what ships first, what it asks, its metric, what it cannot show."""
+    out = []
+    for r in results:
+        cls = AUDITS[r["audit"]]
+        about = " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
+        out.append({"result": r, "about": about, "cannot": cls.cannot, "entry": plain(GLOSSARY[r["metric"]])})
+    return out
 
 
 def sentences(

@@ -18,7 +18,7 @@ def build(data: ReportData) -> str:
     env = environment()
     import markupsafe
 
-    from qunlearn.report import plots, words
+    from qunlearn.report import pictures, plots, words
 
     env.filters |= {n: getattr(words, n) for n in ("percent", "signed", "pretty", "label", "audit", "kind", "pair")}
     columns, target = data.columns, data.columns.get(data.reference or "", {})
@@ -42,6 +42,7 @@ def build(data: ReportData) -> str:
         results=_results(data),
         directions=_directions(data),
         sides=words.SIDES,
+        sections=[{**s, "figure": markupsafe.Markup(pictures.picture(s["result"]))} for s in data.sections],
     )
     return html
 

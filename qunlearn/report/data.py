@@ -16,8 +16,9 @@ class ReportData:
     ``columns`` maps a column label (base, unlearned, retrained) to the five metrics; ``confidences`` maps the same
     labels to true-class probabilities on the forget set; ``trajectory`` holds trace rows (``step``, ``a_f``, ``a_r``,
     ``cos_before``, ``cos_after``), ``chosen`` the step that was kept; ``changes``, ``parity`` and ``audit`` are the
-    JSON forms of those reports; ``codes`` maps reason codes to sentences; ``source`` is the artefact kind that
-    ``columns`` were read from. ``reasons`` and ``warnings`` are sentences.
+    JSON forms of those reports; ``sections`` has one mapping an audit: ``result`` (its JSON form), ``about``,
+    ``cannot`` and ``entry`` (the metric's glossary fields); ``codes`` maps reason codes to sentences; ``source`` is the
+    artefact kind that ``columns`` were read from. ``reasons`` and ``warnings`` are sentences.
     """
 
     title: str
@@ -43,3 +44,4 @@ class ReportData:
     environment: Mapping[str, Any] = field(default_factory=dict)
     digests: Mapping[str, Any] = field(default_factory=dict)
     limits: Sequence[str] = ()
+    sections: Sequence[Mapping[str, Any]] = ()

@@ -67,6 +67,10 @@ AUDITS = {
     "lira": "The same by LiRA",
     "rmia": "The same by RMIA",
     "u_lira": "The same by LiRA on unlearned shadow models",
+    "cka": "Similarity of the features to the base model's",
+    "recovery": "Recovery by a new last layer",
+    "relearn": "Relearning by a little training",
+    "quant_recovery": "Recovery on fewer bits",
 }
 
 KINDS = {

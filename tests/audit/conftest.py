@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from qunlearn.audit import AuditContext, Predictor, ShadowPool, shadow_pool
+from qunlearn.audit.trainer import Coarse
 from qunlearn.data.dataset import Dataset, Preprocess, Samples
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
@@ -49,6 +50,23 @@ class TableModel(Predictor):
 
     def as_kind(self, kind: str) -> TableModel:
         return TableModel(self.table, kind=kind, extra=self.extra)
+
+
+class FakeTrainer:
+    """Training raises the true class by 0.05 a step on every sample; coarse tables are rounded to b bits."""
+
+    def serves(self, predictor: Any) -> bool:
+        return isinstance(predictor, TableModel)
+
+    def curve(self, predictor: Any, samples: Any, judged: Any, budget: Any) -> Any:
+        z, y = predictor.table[judged.index], judged.targets()
+        gains = [0.05 * s * np.eye(CLASSES)[y] for s in budget.scored]
+        return np.stack([(z + g).argmax(1) == y for g in gains])
+
+    def coarse(self, predictor: Any, bits: int) -> Coarse:
+        step = np.abs(predictor.table).max() / (2 ** (bits - 1) - 1)
+        codes = np.rint(predictor.table / step)
+        return Coarse(predictor=TableModel(codes * step), codes={"table": codes.astype(np.int8)})
 
 
 @dataclass(frozen=True)
@@ -132,11 +150,11 @@ class World:
 
     @property
     def original(self) -> TableModel:
-        return self.model(1, forget=(1.0, 7, 1), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.8, 4, 1.5))
+        return self.model(1, forget=(1.0, 7, 1), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.95, 4, 1.5))
 
     @property
     def retrained(self) -> TableModel:
-        return self.model(2, forget=(0.7, 4, 1.5), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.7, 4, 1.5))
+        return self.model(2, forget=(0.7, 4, 1.5), retain=(1.0, 7, 1), rest=(0.95, 5, 1.5), gone=(0.6, 4, 1.5))
 
     def shadows(self, models: int, kinds: tuple[str, ...] = ("torch-fq", "onnx-all"), seed: int = 0) -> ShadowPool:
         """Shadow models: on what they saw like a network on its training data, elsewhere like one on the rest."""
@@ -170,7 +188,7 @@ class World:
                 "splits": self.splits,
                 "task": FakeTask(),
                 "seed": 0,
-                "inputs": self.pools(max(0, kw.get("seed", 0))),
+                "inputs": {"trainer": FakeTrainer(), **self.pools(max(0, kw.get("seed", 0)))},
                 **kw,
             }
         )
@@ -193,5 +211,10 @@ def roomy() -> World:
 def lab() -> SimpleNamespace:
     """The fakes by name, for tests that build their own world."""
     return SimpleNamespace(
-        TableModel=TableModel, FakeTask=FakeTask, FakeReport=FakeReport, make_dataset=make_dataset, World=World
+        TableModel=TableModel,
+        FakeTask=FakeTask,
+        FakeTrainer=FakeTrainer,
+        FakeReport=FakeReport,
+        make_dataset=make_dataset,
+        World=World,
     )

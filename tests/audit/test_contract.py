@@ -21,7 +21,7 @@ REST = (0.95, 5.0, 1.5)
 
 
 def _over(world: Any) -> Any:
-    return world.model(4, forget=(0.2, 4, 1), retain=GOOD, rest=REST)
+    return world.model(4, forget=(0.2, 4, 1), retain=GOOD, rest=REST, gone=(0.2, 4, 1))
 
 
 def _pass(world: Any) -> Any:
@@ -31,7 +31,19 @@ def _pass(world: Any) -> Any:
 # audit name -> expected side of the verdict -> the model after unlearning
 FIXTURES: dict[str, dict[str, Callable[[Any], Any]]] = {
     name: {"pass": _pass, "under": lambda w: w.near(w.original, 5), "over": _over}
-    for name in ("accuracy", "mia", "smi", "loss", "lira", "rmia", "u_lira")
+    for name in (
+        "accuracy",
+        "mia",
+        "smi",
+        "loss",
+        "lira",
+        "rmia",
+        "u_lira",
+        "cka",
+        "recovery",
+        "relearn",
+        "quant_recovery",
+    )
 }
 FIXTURES["smi"]["over"] = lambda w: w.model(4, forget=(0.2, 2, 0.3), retain=GOOD, rest=REST)
 SHARES = {"smi", "loss", "lira", "rmia", "u_lira"}
@@ -303,6 +315,7 @@ def test_registration_lists_what_is_missing() -> None:
         version: ClassVar[str] = "1"
         metric: ClassVar[str] = "unheard_of"
         direction: ClassVar[str] = "none"
+        cannot: ClassVar[str] = "much"
         higher_side: ClassVar[str] = "up"
         extra: int = 3
 

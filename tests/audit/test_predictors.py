@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qunlearn.audit import AUDITS, Artefact, AuditContext, OnnxPredictor, OraclePredictor, TorchPredictor, audit_run
+from qunlearn.audit.layers import chosen
 from qunlearn.data.dataset import Dataset, Preprocess
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
@@ -144,6 +145,26 @@ def test_audits_run_on_every_kind(kind: str, small: Small) -> None:
         assert result.artefact["kind"] == before.kind
         assert result.digests["model_after"] == after.digest != before.digest
         assert result.artefact["codes_digest"] == TorchPredictor(small.models[1]).codes_digest()
+
+
+def test_features_compared_are_those_of_network_and_file(small: Small) -> None:
+    """The same layers by the same rule; CKA of every layer within .01 (EC specification, acceptance 2)."""
+    found = []
+    for make, sources in ((TorchPredictor, small.models), (OnnxPredictor, small.files)):
+        before, after = (make(s) for s in sources)
+        assert chosen(before, "")[-1] == "penultimate"
+        with pytest.raises(ConfigError, match="no layers named nothing"):
+            chosen(before, "nothing")
+        ctx = AuditContext(
+            before=before, after=after, reference=before, splits=small.splits, task=Classification(), seed=0
+        )
+        found.append(AUDITS["cka"]()(ctx).tables["layers"])
+    assert len(found[0]["forget"]) > 3
+    for label, rows in found[0].items():
+        assert list(rows) == list(found[1][label])
+        for layer, row in rows.items():
+            for pair, value in row.items():
+                assert found[1][label][layer][pair] == pytest.approx(value, abs=0.01), (label, layer, pair)
 
 
 def test_unusable_sources_are_refused(small: Small, tmp_path: Path) -> None:

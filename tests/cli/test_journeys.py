@@ -22,7 +22,7 @@ from qunlearn import quant, tasks
 from qunlearn.audit import AUDITS
 from qunlearn.audit.predictor import OnnxPredictor
 from qunlearn.audit.summary import summary
-from qunlearn.cli import journey
+from qunlearn.cli import assess, journey
 from qunlearn.data import sources
 from qunlearn.data.request import Request
 from qunlearn.data.splits import make_splits
@@ -249,6 +249,26 @@ def test_audit_fails_a_network_that_forgot_nothing(call: Call, home: Path, tmp_p
     assert (done.code, done.json["verdict"]) == (3, "fail")
     assert any("UNDER" in r for r in done.json["reasons"])
     assert done.json["after"]["forget"] > 0.9
+
+
+def test_a_strict_suite_runs_every_audit_on_network_and_file(call: Call, home: Path, tmp_path: Path) -> None:
+    options = ("--before", home / "base", "--reference", home / "without", "--forget", "class=7", "--suite", "strict")
+    done = call("audit", home / "oeu", *options, "--json", "-o", tmp_path / "a")
+    assert done.code in (3, 4), done.err
+    assert "eve: left out" in done.err
+    results = done.json["results"]
+    assert set(results) == {"onnx-all", "torch-fq"}
+    for kind in results:
+        assert [r["audit"] for r in results[kind]] == list(assess.SUITES["strict"])
+        assert not any("I-NOT-TRAINABLE" in r["reasons"] for r in results[kind])
+    trained = [{r["audit"]: r["value"] for r in results[k]} for k in results]
+    for name in ("relearn", "quant_recovery"):
+        assert trained[0][name] == trained[1][name], "one training serves both kinds"
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert page.count("What it cannot show") == len(assess.SUITES["strict"])
+    wrong = call("audit", home / "oeu", *options, "--audit", "mia", "-o", tmp_path / "b")
+    assert (wrong.code, (tmp_path / "b").exists()) == (2, False)
+    assert "not both" in wrong.err or "both --audit and --suite" in wrong.err
 
 
 def test_audit_of_the_untouched_network_is_no_pass(call: Call, home: Path, tmp_path: Path) -> None:

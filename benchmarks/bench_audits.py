@@ -1,0 +1,285 @@
+"""Can the audits be trusted? Their verdicts on networks of which it is known what they have forgotten.
+
+    python benchmarks/bench_audits.py [--seeds 0,1,2] [--suite strict] [--out benchmarks/results]
+
+Data: scikit-learn's digits by four simulated writers (plain, bold, faint, turned by 25 degrees). Requests: the writer
+``turned``, and the class 3. Network: an MLP 64-128-64-10, W8A8. Networks of known truth, all judged against one
+retrained network:
+
+    retrained    another network trained without the data            all forgotten; the only one that should pass
+    original     the network before unlearning, slightly moved       nothing forgotten
+    half         trained without half of the data (writer only)      half forgotten
+    collapsed    the retrained one with its last layer set to zero   useless
+    flipped      trained to give wrong labels to as many forget samples as the retrained network gets wrong
+    head only    the same, with the last layer alone (class only: this head cannot single a writer out)
+
+Results: ``audits.json`` and ``audits.md``, with the rates of false passes and false failures and their 90 % Wilson
+intervals. Needs some minutes a seed on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from qunlearn import quant, tasks
+from qunlearn.audit import AUDITS, AuditContext, OnnxPredictor, Predictor, TorchPredictor, TorchTrainer, intervals
+from qunlearn.audit.result import worst
+from qunlearn.audit.trainer import TRAINER
+from qunlearn.cli.assess import SUITES
+from qunlearn.data.arrays import from_arrays
+from qunlearn.data.builtin import digits
+from qunlearn.data.dataset import Dataset, Preprocess, Samples
+from qunlearn.data.request import Request
+from qunlearn.data.splits import Splits, make_splits, training_samples
+from qunlearn.quant.tune import tuned
+from qunlearn.tasks.base import Batch, Task
+from qunlearn.tasks.classification import Classification
+from qunlearn_export import writer
+from qunlearn_export.parity import parity
+
+WRITERS = ("plain", "bold", "faint", "turned")
+TRUE = "retrained"
+ORDER = {
+    "group=turned": (TRUE, "original", "half", "collapsed", "flipped"),
+    "class=3": (TRUE, "original", "collapsed", "flipped", "head only"),
+}
+KINDS = ("torch-fq", "onnx-all")
+RECIPE = quant.Recipe(epochs=40, batch_size=64, lr=0.1, weight_decay=0.0)
+
+
+def written() -> Dataset:
+    """The digits by four simulated writers, uint8 [N,1,8,8] in 0..16, divided by a fixed seed."""
+    from scipy import ndimage
+
+    plain = digits(None, 0)
+    rng = np.random.default_rng(5)
+    who = np.array(WRITERS)[rng.permutation(np.arange(len(plain.y)) % len(WRITERS))]
+    x = plain.x.astype(np.float64)[:, 0]
+    drawn = {
+        "plain": lambda v: v,
+        "bold": lambda v: np.clip(1.6 * v, 0, 16),
+        "faint": lambda v: 0.6 * v,
+        "turned": lambda v: ndimage.rotate(v, 25, axes=(2, 1), reshape=False, order=1),
+    }
+    out = np.empty_like(x)
+    for name, draw in drawn.items():
+        out[who == name] = draw(x[who == name])
+    return from_arrays(
+        "written digits",
+        {"x": np.rint(np.clip(out, 0, 16)).astype(np.uint8)[:, None], "y": plain.y, "group": who},
+        seed=0,
+        preprocess=Preprocess((0.5,), (0.5,), 16.0),
+    )
+
+
+def network(samples: Samples, task: Task, seed: int) -> quant.QuantModel:
+    """A trained W8A8 network."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mlp = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
+        )
+    example = torch.from_numpy(samples.inputs(np.arange(64)))
+    model = quant.prepare(mlp, quant.QuantSpec(grid="exact"), example)
+    return quant.train(model, task, samples, RECIPE, seed=seed)
+
+
+@dataclass
+class Mislabelled(Classification):
+    """Classification in which some samples of the data set have other labels."""
+
+    labels: Mapping[int, int]
+    positions: NDArray[np.int64]
+
+    def batch(self, samples: Samples, index: Any) -> Batch:
+        """The batch with the labels of ``labels`` (position in the data set to class)."""
+        b = super().batch(samples, index)
+        at = samples.index[b.index.numpy()]
+        y = [self.labels.get(int(i), int(c)) for i, c in zip(at, b.y, strict=True)]
+        return replace(b, y=torch.tensor(y))
+
+
+def faked(
+    original: quant.QuantModel, reference: quant.QuantModel, splits: Splits, *, part: str, seed: int
+) -> quant.QuantModel:
+    """The original, trained to be as often wrong on the forget set as the reference: some other labels, by seed."""
+    task = tasks.get("classification")
+    y = splits.forget.targets()
+    target = float((task.predict(reference, splits.forget).argmax(1) == y).mean())
+    rng = np.random.default_rng([seed, 9])
+    wrong = rng.permutation(len(y))[: round((1 - target) * len(y))]
+    labels = {int(splits.forget.index[i]): int((y[i] + rng.integers(1, 10)) % 10) for i in wrong}
+    flipped = Mislabelled(labels, splits.forget.index)
+    both = Samples(splits.dataset, np.sort(np.concatenate([splits.forget.index, splits.retain.index])))
+    model = copy.deepcopy(original)
+    best, found = 1.0, copy.deepcopy(model)
+    for _, now in tuned(model, flipped, both, steps=1200, every=20, lr=3e-3, batch=128, seed=seed, part=part):
+        away = abs(float((task.predict(now, splits.forget).argmax(1) == y).mean()) - target)
+        kept = (task.predict(now, splits.retain).argmax(1) == splits.retain.targets()).mean()
+        if away < best and kept > 0.975:
+            best, found = away, copy.deepcopy(now)
+    return found.eval()
+
+
+def models_of(
+    splits: Splits, data: Dataset, before: quant.QuantModel, seed: int, wanted: tuple[str, ...]
+) -> dict[str, quant.QuantModel]:
+    """Original (``before``), ``reference``, and the networks of known truth."""
+    task = tasks.get("classification")
+    reference = network(splits.retain, task, 10 * seed + 1)
+    second = network(splits.retain, task, 10 * seed + 2)
+    rng = np.random.default_rng([seed, 8])
+    rest = splits.forget.index[rng.permutation(len(splits.forget))[: len(splits.forget) // 2]]
+    half = Samples(data, np.sort(np.concatenate([splits.retain.index, rest])))
+    collapsed = copy.deepcopy(second)
+    with torch.no_grad():
+        for p in list(collapsed.get_submodule(str(collapsed.steps[-1].module)).parameters())[:2]:
+            p.zero_()
+    moved = copy.deepcopy(before)
+    for _, _now in tuned(moved, task, splits.retain, steps=20, every=20, lr=1e-3, batch=64, seed=seed):
+        pass
+    make = {
+        TRUE: lambda: second,
+        "original": lambda: moved,
+        "half": lambda: network(half, task, 10 * seed + 3),
+        "collapsed": lambda: collapsed,
+        "flipped": lambda: faked(before, reference, splits, part="all", seed=seed),
+        "head only": lambda: faked(before, reference, splits, part="head", seed=seed),
+    }
+    return {"before": before, "reference": reference, **{n: make[n]() for n in wanted}}
+
+
+def judge(
+    data: Dataset, request: str, before: quant.QuantModel, seed: int, names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """One row a network, artefact kind and audit."""
+    splits = make_splits(data, Request.parse(request), seed=seed)
+    task = tasks.get("classification")
+    models = models_of(splits, data, before, seed, ORDER[request])
+    trainer = TorchTrainer(models.values(), task)
+    graphs = {n: quant.lower(m) for n, m in models.items()}
+    files = {n: writer.serialize(g) for n, g in graphs.items()}
+    inputs = splits.test.inputs()
+    rows = []
+    for kind in KINDS:
+        made: dict[str, Predictor] = {
+            n: TorchPredictor(m) if kind == "torch-fq" else OnnxPredictor(files[n]) for n, m in models.items()
+        }
+        for name in ORDER[request]:
+            report = None
+            if kind != "torch-fq":
+                report = parity(graphs[name], files[name], inputs, torch_column=quant.TorchColumn(models[name]))
+            ctx = AuditContext(
+                before=made["before"], after=made[name], reference=made["reference"], splits=splits, task=task,
+                seed=seed, inputs={TRAINER: trainer}, parity=report,
+            )  # fmt: skip
+            for audit in names:
+                start = time.perf_counter()
+                r = AUDITS[audit]()(ctx)
+                rows.append(
+                    {
+                        "request": request, "seed": seed, "kind": kind, "model": name, "audit": audit,
+                        "verdict": r.verdict,
+                        "side": r.failure_side, "reasons": list(r.reasons), "value": r.value,
+                        "reference": r.reference["value"], "seconds": time.perf_counter() - start,
+                    }
+                )  # fmt: skip
+            shown = ", ".join(f"{x['audit']} {x['verdict']}" for x in rows[-len(names) :])
+            print(f"{request} seed {seed} {kind} {name}: {shown}", flush=True)
+    return rows
+
+
+def overall(rows: list[dict[str, Any]], suite: str, request: str, model: str, kind: str) -> list[str]:
+    """The suite's verdict a seed: the worst of its audits."""
+    where = (request, model, kind)
+    found = [r for r in rows if (r["request"], r["model"], r["kind"]) == where and r["audit"] in SUITES[suite]]
+    return [worst([r["verdict"] for r in found if r["seed"] == s]) for s in sorted({r["seed"] for r in found})]
+
+
+def counts(verdicts: list[str]) -> str:
+    """pass / inconclusive / fail."""
+    return " / ".join(str(verdicts.count(v)) for v in ("pass", "inconclusive", "fail"))
+
+
+def rate(hits: list[bool]) -> str:
+    """A share with its interval, per cent."""
+    e = intervals.share(np.array(hits))
+    return f"{100 * e.value:.0f} [{100 * e.lo:.0f}, {100 * e.hi:.0f}] of {len(hits)}"
+
+
+def table(rows: list[dict[str, Any]], suites: tuple[str, ...]) -> str:
+    """Verdicts per audit and model, and the rates."""
+    seeds = sorted({r["seed"] for r in rows})
+    audits = list(dict.fromkeys(r["audit"] for r in rows))
+    lines = [
+                "`python benchmarks/bench_audits.py`. Digits by four simulated writers; MLP 64-128-64-10, W8A8.",
+        f"{len(seeds)} seeds; cells: how many pass / inconclusive / fail. Only `retrained` should pass.", "",
+    ]  # fmt: skip
+    for request, kind in ((q, k) for q in ORDER for k in KINDS):
+        lines += [f"**{request}, {kind}**", "", f"| model | {' | '.join([*audits, *(f'**{s}**' for s in suites)])} |"]
+        lines.append("|---" * (1 + len(audits) + len(suites)) + "|")
+        for model in ORDER[request]:
+            where = (request, model, kind)
+            found = [r for r in rows if (r["request"], r["model"], r["kind"]) == where]
+            cells = [counts([r["verdict"] for r in found if r["audit"] == a]) for a in audits]
+            cells += [counts(overall(rows, s, *where)) for s in suites]
+            lines.append(f"| {model} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += [
+        "**Rates over both requests and kinds, per cent, 90 % interval**",
+        "",
+        "| audit | false pass | false fail |",
+        "|---|---|---|",
+    ]
+    for a in audits:
+        own = [r for r in rows if r["audit"] == a]
+        lines.append(
+            f"| {a} | {rate([r['verdict'] == 'pass' for r in own if r['model'] != TRUE])} | "
+            f"{rate([r['verdict'] == 'fail' for r in own if r['model'] == TRUE])} |"
+        )
+    for s in suites:
+        every = [(q, m, k) for q in ORDER for m in ORDER[q] for k in KINDS]
+        bad = [v == "pass" for c in every if c[1] != TRUE for v in overall(rows, s, *c)]
+        good = [v == "fail" for c in every if c[1] == TRUE for v in overall(rows, s, *c)]
+        lines.append(f"| **{s}** | {rate(bad)} | {rate(good)} |")
+    by = {(r["request"], r["seed"], r["model"], r["audit"], r["kind"]): r["verdict"] for r in rows}
+    cells = {key[:4] for key in by}
+    same = [by[(*c, KINDS[0])] == by[(*c, KINDS[1])] for c in cells]
+    lines += ["", f"Verdicts agree between {' and '.join(KINDS)} in {rate(same)} cells.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--suite", choices=sorted(SUITES), default="strict")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    data = written()
+    rows = []
+    for seed in (int(s) for s in args.seeds.split(",")):
+        before = network(training_samples(data), tasks.get("classification"), 10 * seed)
+        for request in ORDER:
+            rows += judge(data, request, before, seed, SUITES[args.suite])
+    suites = ("standard", "strict") if args.suite == "strict" else ("standard",)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "audits.json").write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+    (args.out / "audits.md").write_text(table(rows, suites))
+    print(table(rows, suites))
+
+
+if __name__ == "__main__":
+    main()
