@@ -55,7 +55,7 @@ def test_t11_clipping_that_changes_the_direction_is_refused() -> None:
 
 
 def test_lr_auto_is_not_yet_offered_and_says_what_to_do() -> None:
-    for cls in METHODS.values():
+    for cls in (c for c in METHODS.values() if "lr" in hypers(c)):
         with pytest.raises(NotYetError, match="Give a number"):
             cls.from_settings({"lr": "auto"}).validate()
 

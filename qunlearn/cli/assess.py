@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from qunlearn.audit.summary import summary
 from qunlearn.audit.trainer import TRAINER, TorchTrainer
 from qunlearn.cli import artefact
 from qunlearn.data.splits import Splits
-from qunlearn.errors import ConfigError
-from qunlearn_export import reader
+from qunlearn.errors import ConfigError, MissingDependencyError, UnsupportedError
+from qunlearn_export import codegen, reader
 from qunlearn_export.degenerate import degenerate
 from qunlearn_export.graph import Graph
+from qunlearn_export.hostlib import find_compiler
 from qunlearn_export.parity import ParityReport, parity
 
 ROLES = ("before", "after", "reference")
@@ -85,6 +86,19 @@ def from_run(model: quant.QuantModel, config: quant.RunConfig, file: Path, *, fo
 def from_file(file: Path) -> Subject:
     """An int8 ONNX file that this project wrote."""
     return Subject(file=file, model=None, graph=reader.read(file))
+
+
+def automatic(subject: Subject, say: Callable[[str], None]) -> tuple[str, ...]:
+    """The kinds that are audited where none was named: the file, and generated C where this computer has a C compiler
+    and firmware serves the network. Says what was chosen."""
+    try:
+        find_compiler()
+        codegen.check_limit(codegen.site(subject.graph), codegen.HOST_LIMIT)
+    except (MissingDependencyError, UnsupportedError) as err:
+        say(f"auditing onnx, without c: {err}")
+        return ("onnx-all",)
+    say("auditing onnx and c; --on chooses")
+    return ("onnx-all", "c-host")
 
 
 def assess(

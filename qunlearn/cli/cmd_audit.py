@@ -32,7 +32,11 @@ qunlearn audit runs/oeu --before runs/base --reference runs/without --forget gro
     "--shadows", type=click.IntRange(2, 256), default=4, show_default=True, help="Models that lira, rmia, u_lira train."
 )
 @click.option("--shadow-cache", type=click.Path(), help="Folder that keeps them; by default the output folder.")
-@click.option("--on", "kinds", default="onnx", show_default=True, help="torch, onnx, c, or kinds, comma-separated.")
+@click.option(
+    "--on",
+    "kinds",
+    help="torch, onnx, c, or kinds, comma-separated; default onnx, and c where a compiler and the network allow.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder for files, results and report.")
 def command(
@@ -45,7 +49,7 @@ def command(
     suite: str | None,
     shadows: int,
     shadow_cache: str | None,
-    kinds: str,
+    kinds: str | None,
     seed: int,
     output: str,
 ) -> int:
@@ -60,7 +64,7 @@ def command(
     from qunlearn.data.splits import make_splits
     from qunlearn_export.check import form_of, load_model
 
-    chosen = kinds_of([k.strip() for k in kinds.split(",")])
+    chosen = None if kinds is None else kinds_of([k.strip() for k in kinds.split(",")])
     named = assess.parse_audits(audits, suite)
     request = Request.parse(forget)
     base, config = artefact.open_run(Path(before))
@@ -77,6 +81,8 @@ def command(
     if opened is not None:
         ready = assess.from_run(*opened, folder / "after.onnx")
     assert ready is not None
+    if chosen is None:
+        chosen = assess.automatic(ready, settings.say)
     form = form_of(load_model(ready.file))  # all in one form: files of different forms run under different settings
     pools: dict[str, Any] = {}
     if any(isinstance(a, ShadowAudit) for a in named):

@@ -98,6 +98,14 @@ METHODS = {
     "graddiff": "gradient difference (graddiff)",
     "neggrad_plus": "NegGrad+ (neggrad_plus)",
     "rl": "random labels (rl)",
+    "l1_sparse": "fine-tuning with a fading L1 penalty (l1_sparse)",
+    "salun": "random labels on salient weights (salun)",
+    "scrub": "SCRUB (scrub)",
+    "bad_teacher": "imitating an incompetent teacher (bad_teacher)",
+    "boundary_shrink": "moving samples over the nearest boundary (boundary_shrink)",
+    "ssd": "selective synaptic dampening (ssd)",
+    "qmul": "similar labels and balanced gradients (qmul)",
+    "ec": "erasing at every stage (ec)",
 }
 
 LABELS = {

@@ -126,3 +126,19 @@ def test_audit_on_all_three(call: Call, home: Path, tmp_path: Path) -> None:
         assert a["artefact"]["codes_digest"] == b["artefact"]["codes_digest"]
     assert "c-host vs oracle" in value["tables"]["parity"]["logits"]
     assert value["tables"]["parity"]["logits"]["c-host vs oracle"]["max_abs"] == 0
+
+
+@needs_c
+def test_audit_takes_c_by_itself(call: Call, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --on the generated C is audited too where there is a compiler; what was chosen is said."""
+    args = ["audit", home / "model.onnx", "--before", home / "base", "--forget", "class=7", "--audit", "accuracy"]
+    done = call(*args, "-o", tmp_path / "with")
+    assert done.code in (0, 3, 4), done.err
+    assert "auditing onnx and c; --on chooses" in done.err
+    value = json.loads((tmp_path / "with" / "audit.json").read_text())
+    assert value["shipping"] == ["onnx-all", "c-host"]
+    monkeypatch.setenv("CC", "no-such-compiler")
+    again = call(*args, "-o", tmp_path / "without")
+    assert again.code == done.code
+    assert "auditing onnx, without c: CC names 'no-such-compiler'" in again.err
+    assert json.loads((tmp_path / "without" / "audit.json").read_text())["shipping"] == ["onnx-all"]

@@ -182,7 +182,6 @@ CASES: list[Case] = [
     ("inspect garbage", 2, "not", garbage_onnx),
     ("audit a float file", 3, "static check", float_onnx),
     ("audit a changed file", 3, "digest", mutated_onnx),
-    ("audit C", 5, "not offered", lambda h, t: [*audit(h, t), "--on", "c"]),
     ("audit on an unknown kind", 2, "artefact kind", lambda h, t: [*audit(h, t), "--on", "cloud"]),
     ("unknown audit", 2, "unknown audit", lambda h, t: [*audit(h, t), "--audit", "miaa"]),
     ("unknown speaker", 2, "exist", lambda h, t: ["demo", "--group", "nobody", "-o", t / "out"]),

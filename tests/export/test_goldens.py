@@ -76,6 +76,7 @@ def test_golden_digest(nets: Any, name: str) -> None:
 
 SCRIPT = """
 import importlib.util, hashlib, sys
+sys.path.insert(0, {path!r}.rpartition("/")[0])
 spec = importlib.util.spec_from_file_location("nets", {path!r})
 module = importlib.util.module_from_spec(spec)
 sys.modules["nets"] = module

@@ -73,10 +73,10 @@ def test_bits_of_an_activation_survive(nets: Any, bits: int) -> None:
 
 
 SCRIPT = """
-import importlib.util, hashlib
+import importlib.util, hashlib, sys
+sys.path.insert(0, {path!r}.rpartition("/")[0])
 spec = importlib.util.spec_from_file_location("nets", {path!r})
 module = importlib.util.module_from_spec(spec)
-import sys
 sys.modules["nets"] = module
 spec.loader.exec_module(module)
 from qunlearn_export import writer

@@ -264,4 +264,4 @@ def test_light_dark_print_and_phone_are_styled(full: ReportData) -> None:
 
 def test_template_lies_in_the_package() -> None:
     folder = Path(qunlearn.report.__file__).parent / "templates"
-    assert [p.name for p in folder.iterdir()] == [qunlearn.report.TEMPLATE]
+    assert sorted(p.name for p in folder.iterdir()) == ["grid.html.j2", qunlearn.report.TEMPLATE, "style.css"]
