@@ -44,6 +44,9 @@ bench: install
 	$(BIN)/python benchmarks/bench_forms.py
 	$(BIN)/python benchmarks/bench_delta.py
 	$(BIN)/python benchmarks/bench_device_update.py
+	$(BIN)/python benchmarks/bench_ec.py
+	$(BIN)/python benchmarks/bench_smi.py
+	$(BIN)/python benchmarks/bench_audits.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -209,6 +209,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-forms": partial(_result, "forms"),
     "result-delta": partial(_result, "delta"),
     "result-firmware": partial(_result, "firmware"),
+    "result-ec": partial(_result, "ec"),
     "result-projection": _projection,
     "result-subspace": _subspace,
     "result-demo": partial(_result, "demo"),
