@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qunlearn.errors import ConfigError, InvariantError
+from qunlearn.errors import ConfigError
 from qunlearn.fingerprint import digest_bytes
 from qunlearn.hyper import hyper, hypers
 from qunlearn.tasks.base import Batch
@@ -27,7 +27,7 @@ from qunlearn.unlearn.oeu import OEU, OEURun
 from qunlearn.unlearn.pairing import Pairs
 from qunlearn.unlearn.probe import device_of, to_device
 from qunlearn.unlearn.representation import Representation
-from qunlearn.unlearn.sgd import Epochs, EpochSGD, Plan, plain
+from qunlearn.unlearn.sgd import Epochs, EpochSGD, LossFunction, Plan, plain
 
 WITHOUT_RETAIN_LOSS = ("bad_teacher", "boundary_shrink", "ga")
 OF_THE_BASE = ("epochs", "lr", "momentum", "weight_decay", "schedule")
@@ -95,24 +95,38 @@ class EC(EpochSGD):
 
     def run(self, ctx: Context) -> None:
         """Auxiliary modules, then the base's loop (or the own one) with the terms of every stage added."""
+        method = self.inner() if self.base else self
+        if isinstance(method, OEU):
+            _Inside(method, ctx, self).loop()
+        elif isinstance(method, Epochs):
+            method.drive(ctx, self.plan(ctx), owner=self)
+
+    def plan(self, ctx: Context) -> Plan:
+        """The base's plan, or pairs of batches, with the terms of every stage; modules are trained here."""
+        base = self.inner() if self.base else None
+        own = base.plan(ctx) if isinstance(base, Epochs) else None
+        pairs = Pairs(len(ctx.data.forget), len(ctx.data.retain), self.batch_size, self.batch_size, seed=ctx.seed)
+        along = self.alongside(ctx)
+        parts = {**(own.parts if own is not None else {}), **plain(ec=pairs), **along.parts}
+        return Plan(
+            lengths=own.lengths if own is not None else (pairs.steps_per_epoch,) * self.epochs,
+            loss=self._loss(ctx, along.erasure, pairs, own),
+            parts=parts,
+            after=own.after if own is not None else None,
+            extra=tuple(along.erasure.aux.parameters()),
+            finish=along.finish,
+            representation=along.representation,
+        )
+
+    def alongside(self, ctx: Context) -> Alongside:
+        """Checks of the request, modules trained on the frozen network, and what happens to them at the end."""
         self._check(ctx)
         aux, path = pretrained(ctx, stages := Stages(ctx.model), epochs=self.aux_epochs, cache=self.aux_cache)
         part = AuxiliaryPart(aux)
         count = len(stages.names) + 1
-        erasure = Erasure(
-            ctx=ctx,
-            aux=aux,
-            stages=stages,
-            weights=stage_weights(self.weights, count),
-            chosen=chosen_stages(self.stages, count),
-            contrast=self.contrast,
-            tau=self.tau,
-            deep_ce=self.deep_ce,
-            head_ce=not self.base or self.base in WITHOUT_RETAIN_LOSS,
-        )
+        ctx.fields["skipped_anchors"] = 0
 
         def finish() -> None:
-            ctx.fields["skipped_anchors"] = erasure.skipped
             if not self.purge_aux:
                 return
             part.aux = None
@@ -120,21 +134,22 @@ class EC(EpochSGD):
                 ctx.fields["purged"] = [digest_bytes(path.read_bytes())]
                 os.unlink(path)
 
-        parts: dict[str, Part] = {"auxiliary": part}
-        representation = Representation(ctx, self.probe) if self.stop_rule else None
-        method = self.inner() if self.base else self
-        if isinstance(method, OEU):
-            _Inside(method, ctx, self, erasure, parts, representation, finish).loop()
-            return
-        assert isinstance(method, Epochs)
-        plan = self._added(ctx, erasure, method.plan(ctx) if self.base else None)
-        extra = tuple(aux.parameters())
-        plan = dataclasses.replace(plan, parts={**plan.parts, **parts}, extra=extra, finish=finish)
-        method.drive(ctx, dataclasses.replace(plan, representation=representation), owner=self)
-
-    def plan(self, ctx: Context) -> Plan:
-        """EC alone, without auxiliary modules, has no plan: :meth:`run` makes it."""
-        raise InvariantError("EC was asked for a plan without its auxiliary modules.", remedy="Call run.")
+        return Alongside(
+            erasure=Erasure(
+                ctx=ctx,
+                aux=aux,
+                stages=stages,
+                weights=stage_weights(self.weights, count),
+                chosen=chosen_stages(self.stages, count),
+                contrast=self.contrast,
+                tau=self.tau,
+                deep_ce=self.deep_ce,
+                head_ce=not self.base or self.base in WITHOUT_RETAIN_LOSS,
+            ),
+            parts={"auxiliary": part},
+            representation=Representation(ctx, self.probe) if self.stop_rule else None,
+            finish=finish,
+        )
 
     def _check(self, ctx: Context) -> None:
         classes = np.unique(ctx.data.forget.targets())
@@ -149,8 +164,7 @@ class EC(EpochSGD):
                 "EC is for classes and groups: a network retrained without random samples keeps its features",
             )
 
-    def _added(self, ctx: Context, erasure: Erasure, base: Plan | None) -> Plan:
-        pairs = Pairs(len(ctx.data.forget), len(ctx.data.retain), self.batch_size, self.batch_size, seed=ctx.seed)
+    def _loss(self, ctx: Context, erasure: Erasure, pairs: Pairs, base: Plan | None) -> LossFunction:
         device = device_of(ctx.model)
 
         def loss(epoch: int, i: int) -> tuple[Tensor, dict[str, Any]]:
@@ -161,34 +175,34 @@ class EC(EpochSGD):
             forget = to_device(ctx.task.batch(ctx.data.forget, rows_f), device)
             retain = to_device(ctx.task.batch(ctx.data.retain, rows_r), device)
             terms = erasure(forget, retain, self.bn)
-            erasure.skipped += terms.skipped
+            ctx.fields["skipped_anchors"] += terms.skipped
             own = terms.supervision + self.lam * terms.contrast
             row |= {"ec_supervision": float(terms.supervision.detach()), "ec_contrast": float(terms.contrast.detach())}
             return (own if value is None else value + self.gamma * own), row
 
-        lengths = base.lengths if base is not None else (pairs.steps_per_epoch,) * self.epochs
-        after = base.after if base is not None else None
-        return Plan(lengths=lengths, loss=loss, parts={**(base.parts if base else {}), **plain(ec=pairs)}, after=after)
+        return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alongside:
+    """What EC brings into a loop: its terms, parts of a checkpoint, what the stop rule watches, and the end."""
+
+    erasure: Erasure
+    parts: Mapping[str, Part]
+    representation: Representation | None
+    finish: Callable[[], None]
 
 
 class _Inside(OEURun):
     """OEU with EC: the contrast joins the forget loss, the deep supervision the retain loss, before the projection."""
 
-    def __init__(
-        self,
-        cfg: OEU,
-        ctx: Context,
-        ec: EC,
-        erasure: Erasure,
-        parts: Mapping[str, Part],
-        representation: Representation | None,
-        finish: Callable[[], None],
-    ) -> None:
+    def __init__(self, cfg: OEU, ctx: Context, ec: EC) -> None:
         super().__init__(cfg, ctx, owner=ec)
-        self.ec, self.erasure = ec, erasure
-        self.optimizer = torch.optim.SGD(erasure.aux.parameters(), lr=float(cfg.lr), momentum=0.9)
-        self.more |= {**parts, "auxiliary optimizer": OptimizerPart(self.optimizer)}
-        self.representation, self.finish = representation, finish
+        along = ec.alongside(ctx)
+        self.ec, self.erasure = ec, along.erasure
+        self.optimizer = torch.optim.SGD(along.erasure.aux.parameters(), lr=float(cfg.lr), momentum=0.9)
+        self.more |= {**along.parts, "auxiliary optimizer": OptimizerPart(self.optimizer)}
+        self.representation, self.finish = along.representation, along.finish
 
     def step(self, t: int) -> dict[str, Any]:
         self.optimizer.zero_grad(set_to_none=True)
@@ -204,7 +218,7 @@ class _Inside(OEURun):
     def forget_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         loss, row = super().forget_loss(batch)
         terms = self.erasure(batch, self._partner("retain", len(batch)), self.ec.bn)
-        self.erasure.skipped += terms.skipped
+        self.ctx.fields["skipped_anchors"] += terms.skipped
         return loss + self.ec.gamma * self.ec.lam * terms.contrast, row
 
     def _partner(self, role: str, count: int) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -74,7 +74,6 @@ class Erasure:
     tau: float
     deep_ce: bool
     head_ce: bool
-    skipped: int = field(default=0)
 
     def __call__(self, forget: Batch, retain: Batch, bn: str) -> Terms:
         """One concatenated forward in the BatchNorm mode ``bn``; with ``retain_only`` two, since modes differ."""

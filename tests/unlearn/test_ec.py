@@ -274,3 +274,21 @@ def test_card_keeps_similarity(tmp_path: Path) -> None:
     assert ReferenceCard.from_json(old).similarity == {}
     with pytest.raises(ConfigError, match="pair"):
         ReferenceCard(groups=card.groups, similarity={"group=a": {"x": (0.5, 7.0)}})
+
+
+def test_skipped_anchors_are_counted_across_a_resume(
+    trained: Trained, classes: Splits, task: Classification, tmp_path: Path
+) -> None:
+    m = EC(epochs=1, batch_size=4, aux_epochs=1, lr=1e-3)
+    args: dict[str, Any] = {"request_kind": "class", "seed": 0}
+    whole = m(trained("cnn"), classes, task, **args)
+    assert whole.fields["skipped_anchors"] > 0
+
+    def kill(step: int, total: int, row: Any) -> None:
+        if step == 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        m(trained("cnn"), classes, task, run_dir=tmp_path, progress=kill, **args)
+    again = m(trained("cnn"), classes, task, run_dir=tmp_path, resume=True, **args)
+    assert again.fields["skipped_anchors"] == whole.fields["skipped_anchors"]
