@@ -152,12 +152,14 @@ class Bench:
         self.grid, self.dataset, self.work = grid, dataset, work
         self._scene: Scene | None = None
         self._files: dict[str, OnnxPredictor] = {}
+        self._targets: dict[bool, dict[str, Any]] = {}
 
     def scene(self, spot: Spot) -> Scene:
         """The scene of a spot; the last one is kept."""
         if self._scene is None or self._scene.spot != spot:
             self._scene = scene(self.grid, self.dataset, spot, self.work)
             self._files.clear()
+            self._targets.clear()
         return self._scene
 
     def _file(self, at: Scene, row: str) -> OnnxPredictor:
@@ -173,12 +175,11 @@ class Bench:
             return at.retrained
         return network(self.grid, self.dataset, keys_of(at.spot)[row], self.work)
 
-    def row(self, spot: Spot, row: str, *, tuning: bool) -> dict[str, Any]:
+    def row(self, spot: Spot, row: str) -> dict[str, Any]:
         """One of the fixed rows: the network as it is."""
         at = self.scene(spot)
         trained = self._trained(at, row)
-        splits = closed(at.splits) if tuning else at.splits
-        own = self._measured(at, splits, trained.model, self._file(at, row), tuning=tuning)
+        own = self._measured(at, at.splits, trained.model, self._file(at, row), tuning=False)
         epochs = recipe_for(self.dataset, self.grid.data, **self.grid.train).epochs
         return own | {"seconds": trained.seconds, "processor": trained.processor, "passes": float(epochs)}
 
@@ -215,7 +216,9 @@ class Bench:
         seed = at.spot.seed
         onnx = figures(self.grid, shipped, splits, seed, tuning=tuning)
         reference = self._file(at, RETRAINED)
-        against = figures(self.grid, reference, splits, seed, tuning=tuning)
+        if tuning not in self._targets:
+            self._targets[tuning] = figures(self.grid, reference, splits, seed, tuning=tuning)
+        against = self._targets[tuning]
         out: dict[str, Any] = {"onnx": onnx, "retrained": against, **beside(shipped, reference, splits, tuning=tuning)}
         finite = all(scores.finite(shipped.on(s)).all() for s in (splits.retain, splits.heldout))
         gate = measure(self._file(at, ORIGINAL), shipped, splits, floor=FLOOR) if finite else None

@@ -32,7 +32,7 @@ def _compute(bench: Bench, task: Task) -> Iterator[dict[str, Any]]:
         return
     for job in value:
         if job.method in ROWS:
-            found = bench.row(job.spot, job.method, tuning=job.tuning)
+            found = bench.row(job.spot, job.method)
         else:
             found = bench.run(job.spot, job.method, job.config, tuning=job.tuning)
         yield _finite({
