@@ -203,6 +203,10 @@ def bars(values: dict[int, dict[str, dict[str, float]]]) -> str:
             for v in values.values()
         ]
     lines = ["| expected | seeds where it holds |", "|---|---|"]
+    ratios = [v[f"{b} + ec"]["seconds"] / v[b]["seconds"] for v in values.values() for b in BASES]
+    times = f"{statistics.median(ratios):.1f} times its base's time"
+    cost = f"A base with EC took {times} (median; wall clock, modules included)."
+    lines = [cost, "", *lines]
     return "\n".join([*lines, *(f"| {name} | {sum(found)} of {len(found)} |" for name, found in checks.items())])
 
 

@@ -25,8 +25,6 @@ LEFT_OUT = ("main.c", "weights.c", "selftest.c")
 DEFINES = ("-DQUL_EXTERNAL_BLOB",)
 SIGNATURE = "qul_ed25519_verify"
 """Deepest of the functions that update code calls through a pointer."""
-COUNTED = ("boot", "update", "signature", "sha256 of 4096")
-"""Lines of the program's output that are SysTick ticks."""
 
 
 def update_main(

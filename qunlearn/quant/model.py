@@ -45,14 +45,12 @@ class QuantModel(nn.Module):
     steps whose outputs are the network's feature points, from input to output.
     """
 
-    def __init__(
-        self, spec: QuantSpec, in_shape: tuple[int, ...], steps: tuple[Step, ...], stages: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, spec: QuantSpec, in_shape: tuple[int, ...], steps: tuple[Step, ...]) -> None:
         super().__init__()
         self.spec = spec
         self.in_shape = in_shape
         self.steps = steps
-        self.stages = stages
+        self.stages: tuple[str, ...] = ()
         self.input_quant = quant_identity(power_of_two=spec.grid == "exact")
         last_use: dict[str, int] = {}
         for i, step in enumerate(steps):
