@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qunlearn.audit import scores
 from qunlearn.audit.base import AuditContext
 from qunlearn.audit.kernels_mmd import Float
-from qunlearn.audit.membership import SHARED_BELOW, ScoreAudit, log_likelihood, log_odds, needed, tables
+from qunlearn.audit.membership import SHARED_BELOW, ScoreAudit, log_odds, needed, tables
 from qunlearn.audit.predictor import Predictor
 from qunlearn.audit.reference import ShadowPool
 from qunlearn.audit.smi_sets import AuditSets
@@ -30,7 +30,7 @@ class Loss(ScoreAudit):
 
     def score(self, ctx: AuditContext, predictor: Predictor, samples: Samples, sets: AuditSets) -> Float:
         """log p_y."""
-        return log_likelihood(predictor.on(samples), samples.targets())
+        return scores.log_likelihood(predictor.on(samples), samples.targets())
 
     def more(self, ctx: AuditContext, sets: AuditSets) -> dict[str, Any]:
         """The threshold rule: a sample whose loss lies below the members' mean is called a member."""

@@ -197,13 +197,6 @@ def log_odds(logits: Any, y: Any) -> Float:
     return out
 
 
-def log_likelihood(logits: Any, y: Any) -> Float:
-    """-CE = log p_y, float64 [n]."""
-    labels = np.asarray(y, dtype=np.int64)
-    out: Float = scores.log_softmax(logits)[np.arange(labels.size), labels]
-    return out
-
-
 def needed(ctx: AuditContext, name: str, *, cross_kind: bool, key: str = "shadows") -> tuple[ShadowPool, str]:
     """The pool in ``ctx.inputs`` and the artefact kind to read it as; ConfigError without one, or of another kind."""
     pool = ctx.inputs.get(key)

@@ -13,6 +13,7 @@ from qunlearn.audit import intervals
 from qunlearn.audit.base import Audit, AuditContext
 from qunlearn.audit.layers import PENULTIMATE, channels_of, chosen, features, shows
 from qunlearn.audit.predictor import Predictor
+from qunlearn.audit.scores import log_softmax
 from qunlearn.audit.sets import pick
 from qunlearn.audit.trainer import Budget, trainer_of
 from qunlearn.audit.verdict import Measurement
@@ -60,7 +61,7 @@ def fit_head(x: Float, y: NDArray[np.int64], classes: int, *, seed: int, epochs:
         order = rng.permutation(len(x))
         for start in range(0, len(x), batch):
             rows = order[start : start + batch]
-            p = _softmax(x[rows] @ w)
+            p = np.exp(log_softmax(x[rows] @ w))
             p[np.arange(len(rows)), y[rows]] -= 1
             g = x[rows].T @ p / len(rows)
             t += 1
@@ -68,12 +69,6 @@ def fit_head(x: Float, y: NDArray[np.int64], classes: int, *, seed: int, epochs:
             second = b2 * second + (1 - b2) * g * g
             w -= lr * (first / (1 - b1**t)) / (np.sqrt(second / (1 - b2**t)) + eps)
     return w
-
-
-def _softmax(z: Float) -> Float:
-    e = np.exp(z - z.max(1, keepdims=True))
-    out: Float = e / e.sum(1, keepdims=True)
-    return out
 
 
 def nearest(x: Float, y: NDArray[np.int64], q: Float, classes: int) -> NDArray[np.int64]:

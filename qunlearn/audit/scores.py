@@ -32,10 +32,16 @@ def correct(logits: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
     return out
 
 
+def log_likelihood(logits: NDArray[Any], y: NDArray[Any]) -> Float64:
+    """log p_y = -CE in nats, float64 [n]."""
+    labels = np.asarray(y, dtype=np.int64)
+    out: Float64 = log_softmax(logits)[np.arange(labels.size), labels]
+    return out
+
+
 def confidence(logits: NDArray[Any], y: NDArray[Any]) -> Float64:
     """p_y, float64 [n]."""
-    labels = np.asarray(y, dtype=np.int64)
-    out: Float64 = np.exp(log_softmax(logits)[np.arange(labels.size), labels])
+    out: Float64 = np.exp(log_likelihood(logits, y))
     return out
 
 

@@ -128,21 +128,16 @@ def beside(predictor: Predictor, reference: Predictor, splits: Splits, *, tuning
     out = {
         "entropy": float(scores.entropy(z).mean()),
         "max_probability": float(scores.max_probability(z).mean()),
-        "kl_forget": _kl(r, z),
+        "kl_forget": float(scores.kl(r, z).mean()),
     }
     if tuning:
         return out
-    out["kl_test"] = _kl(reference.on(splits.test), predictor.on(splits.test))
+    out["kl_test"] = float(scores.kl(reference.on(splits.test), predictor.on(splits.test)).mean())
     if len(splits.test) >= FPR_MIN_N:
         outside = scores.confidence(predictor.on(splits.test), splits.test.targets())
         inside = scores.confidence(z, splits.forget.targets())
-        out["tpr_at_fpr"] = float((inside > np.quantile(outside, 1 - FPR)).mean())
+        out["tpr_at_fpr"] = float(scores.tpr_at_fpr(inside, outside, FPR).mean())
     return out
-
-
-def _kl(p: NDArray[Any], q: NDArray[Any]) -> float:
-    log_p, log_q = scores.log_softmax(p), scores.log_softmax(q)
-    return float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
 
 
 class Bench:
