@@ -17,34 +17,13 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from rfc8032 import RFC8032
 
 from qunlearn_export import keys
 from qunlearn_export.errors import ConfigError, VerificationError
 
-# RFC 8032, 7.1: secret key, public key, message, signature
-VECTORS = [
-    (
-        "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
-        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
-        "",
-        "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b",
-    ),
-    (
-        "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
-        "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
-        "72",
-        "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00",
-    ),
-    (
-        "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
-        "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
-        "af82",
-        "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a",
-    ),
-]
 
-
-@pytest.mark.parametrize("vector", VECTORS, ids=["empty", "one byte", "two bytes"])
+@pytest.mark.parametrize("vector", RFC8032, ids=["empty", "one byte", "two bytes", "64 bytes"])
 def test_rfc_8032(vector):
     secret, public, message, signature = map(bytes.fromhex, vector)
     signer = keys.LocalSigner(Ed25519PrivateKey.from_private_bytes(secret))
@@ -55,7 +34,7 @@ def test_rfc_8032(vector):
 
 
 def test_every_flipped_bit_is_refused():
-    public, message, signature = (bytes.fromhex(x) for x in VECTORS[2][1:])
+    public, message, signature = (bytes.fromhex(x) for x in RFC8032[2][1:])
     for i in range(512):
         flipped = bytearray(signature)
         flipped[i // 8] ^= 1 << i % 8
@@ -67,7 +46,7 @@ def test_every_flipped_bit_is_refused():
 
 
 def test_the_same_signature_with_s_plus_the_group_order_is_refused():
-    public, message, signature = (bytes.fromhex(x) for x in VECTORS[1][1:])
+    public, message, signature = (bytes.fromhex(x) for x in RFC8032[1][1:])
     s = int.from_bytes(signature[32:], "little") + keys.L
     assert not keys.verify(public, signature[:32] + s.to_bytes(32, "little"), message)
 
@@ -120,7 +99,7 @@ def test_keys_of_small_order_and_other_spellings_are_refused(y, tmp_path):
 def test_non_canonical_keys_are_refused():
     for y in range(keys.P, 2**255):
         assert not keys.sound(y.to_bytes(32, "little"))
-    assert keys.sound(bytes.fromhex(VECTORS[0][1]))
+    assert keys.sound(bytes.fromhex(RFC8032[0][1]))
 
 
 def test_random_signatures_hold():
@@ -132,7 +111,7 @@ def test_random_signatures_hold():
 
 
 def test_wrong_sizes_are_refused():
-    public, message, signature = (bytes.fromhex(x) for x in VECTORS[1][1:])
+    public, message, signature = (bytes.fromhex(x) for x in RFC8032[1][1:])
     assert not keys.verify(public[:-1], signature, message)
     assert not keys.verify(public, signature[:-1], message)
     assert not keys.verify(public, signature + b"\0", message)
