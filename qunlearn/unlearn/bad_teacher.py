@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from qunlearn.hyper import hyper
 from qunlearn.unlearn.context import Context
+from qunlearn.unlearn.labels import union_batch
 from qunlearn.unlearn.pairing import Pass
-from qunlearn.unlearn.rl import union_batch
 from qunlearn.unlearn.sgd import Epochs, Plan, counted, plain
 from qunlearn.unlearn.teacher import distillation, incompetent, original
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from qunlearn.hyper import hyper
 from qunlearn.unlearn.context import Context
+from qunlearn.unlearn.labels import relabelled
 from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.pairing import Pass
 from qunlearn.unlearn.probe import device_of, to_device
-from qunlearn.unlearn.rl import relabelled
 from qunlearn.unlearn.sgd import EpochSGD, Plan, counted, plain
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from qunlearn.hyper import hyper
 from qunlearn.unlearn.context import Context
+from qunlearn.unlearn.labels import random_labels, relabelled, union_batch
 from qunlearn.unlearn.mask import holder, saliency, top_share
 from qunlearn.unlearn.modes import set_mode
 from qunlearn.unlearn.pairing import Pass
 from qunlearn.unlearn.probe import device_of, to_device
-from qunlearn.unlearn.rl import random_labels, relabelled, union_batch
 from qunlearn.unlearn.sgd import EpochSGD, Plan, counted, mean_loss, plain
 
 SWITCHES = ("label_shuffle", "index_shift", "logit_distance", "train_bn", "rl_input_drop")

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from qunlearn.hyper import hyper
-from qunlearn.tasks.base import Batch
 from qunlearn.unlearn.context import Context
+from qunlearn.unlearn.labels import random_labels, relabelled, union_batch
 from qunlearn.unlearn.pairing import Pairs, Pass, rng_for
 from qunlearn.unlearn.sgd import EpochSGD, Plan, counted, mean_loss, plain
 
 LabelTable = Callable[[int], NDArray[np.int64]]
 """``labels(epoch)``: one label int64 for every forget sample, by its position."""
-
-
-def random_labels(
-    y: NDArray[np.int64], classes: int, rng: np.random.Generator, *, exclude_true: bool = True
-) -> NDArray[np.int64]:
-    """One uniform label in 0..classes-1 for each true label ``y`` int64 [n]; never the true one unless allowed."""
-    if not exclude_true or classes < 2:
-        return rng.integers(0, classes, len(y))
-    out: NDArray[np.int64] = (y + rng.integers(1, classes, len(y))) % classes
-    return out
-
-
-def relabelled(ctx: Context, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> Batch:
-    """The forget samples ``rows`` with ``labels`` (one for every forget sample) in place of their own."""
-    return dataclasses.replace(ctx.task.batch(ctx.data.forget, rows), y=torch.from_numpy(labels[rows]))
-
-
-def union_batch(ctx: Context, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[Batch, int]:
-    """(batch, its number of forget samples) of rows in forget + retain; forget samples first, with ``labels``."""
-    n = len(ctx.data.forget)
-    own, other = rows[rows < n], rows[rows >= n] - n
-    parts = [relabelled(ctx, own, labels)] if len(own) else []
-    parts += [ctx.task.batch(ctx.data.retain, other)] if len(other) else []
-    return Batch(**{k: torch.cat([getattr(p, k) for p in parts]) for k in ("x", "y", "index")}), len(own)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from qunlearn.quant import QuantModel
 from qunlearn.tasks import Classification
 from qunlearn.unlearn.ft import FT
 from qunlearn.unlearn.ga import GA
+from qunlearn.unlearn.labels import random_labels
 from qunlearn.unlearn.loop import scheduled
 from qunlearn.unlearn.neggrad_plus import GradDiff, NegGradPlus
-from qunlearn.unlearn.rl import RL, random_labels
+from qunlearn.unlearn.rl import RL
 from qunlearn.unlearn.sgd import EpochSGD
 
 Trained = Callable[..., QuantModel]
