@@ -29,7 +29,7 @@ import numpy as np
 from qunlearn import tasks
 from qunlearn.audit.predictor import OnnxPredictor
 from qunlearn.audit.summary import gap, summary
-from qunlearn.bench.networks import RECIPES
+from qunlearn.bench.recipes import RECIPES
 from qunlearn.cli import assess, journey
 from qunlearn.cli import workspace as ws
 from qunlearn.cli.common import Settings

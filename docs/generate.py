@@ -19,7 +19,7 @@ from typing import Any
 from qunlearn import errors
 from qunlearn.audit import AUDITS, GLOSSARY
 from qunlearn.audit.codes import REASONS, WARNINGS
-from qunlearn.bench.networks import RECIPES
+from qunlearn.bench.recipes import RECIPES
 from qunlearn.cli import COMMANDS
 from qunlearn.models import MODELS
 from qunlearn.quant import Recipe

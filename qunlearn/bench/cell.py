@@ -20,7 +20,8 @@ from qunlearn.audit.predictor import OnnxPredictor, Predictor, TorchPredictor
 from qunlearn.audit.summary import gap, summary
 from qunlearn.audit.utility import FLOOR, measure
 from qunlearn.bench.grid import Grid
-from qunlearn.bench.networks import SECOND, Key, Trained, network, recipe_for, reference_seed
+from qunlearn.bench.networks import SECOND, Key, Trained, network
+from qunlearn.bench.recipes import recipe_for, reference_seed
 from qunlearn.data.dataset import Dataset, Samples
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits

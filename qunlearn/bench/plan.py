@@ -11,7 +11,7 @@ from typing import Any
 from qunlearn.bench.cell import ROWS, Spot, identity
 from qunlearn.bench.draw import draw, plain
 from qunlearn.bench.grid import Grid
-from qunlearn.bench.networks import recipe_for
+from qunlearn.bench.recipes import recipe_for
 from qunlearn.data.dataset import Dataset
 from qunlearn.data.request import Request
 from qunlearn.errors import ConfigError

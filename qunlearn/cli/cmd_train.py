@@ -53,7 +53,7 @@ def command(
     """Train a quantized network: a float phase, then quantization-aware."""
     require_workstation()
     from qunlearn import quant
-    from qunlearn.bench import networks
+    from qunlearn.bench import recipes
     from qunlearn.cli import workspace as ws
     from qunlearn.data.request import Request
     from qunlearn.data.splits import training_samples
@@ -62,8 +62,8 @@ def command(
     dataset = ws.load_data(settings, source)
     request = Request.parse(exclude) if exclude is not None else None
     samples = training_samples(dataset, request, seed)
-    recipe = networks.recipe_for(dataset, source, epochs=epochs)
-    model = networks.build_model(name, dataset, spec, seed=seed, init_from=Path(init_from) if init_from else None)
+    recipe = recipes.recipe_for(dataset, source, epochs=epochs)
+    model = recipes.build_model(name, dataset, spec, seed=seed, init_from=Path(init_from) if init_from else None)
     folder = new_folder(output, resume=resume)
     state = folder / "train.state"
     seconds = ws.train_model(
@@ -93,7 +93,7 @@ def command(
         "model_digest": quant.state_digest(model),
         "codes_digest": codes,
     }
-    config = networks.run_config(
+    config = recipes.run_config(
         name,
         dataset,
         source,

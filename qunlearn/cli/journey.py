@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn import quant, tasks
-from qunlearn.bench.networks import build_model, recipe_for, reference_seed, run_config
+from qunlearn.bench.recipes import build_model, recipe_for, reference_seed, run_config
 from qunlearn.cli import artefact, assess
 from qunlearn.cli import workspace as ws
 from qunlearn.cli.common import Settings

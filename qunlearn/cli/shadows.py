@@ -14,7 +14,7 @@ from qunlearn import quant, tasks
 from qunlearn.audit import Audit, Predictor
 from qunlearn.audit.attacks import ShadowAudit
 from qunlearn.audit.reference import Make, shadow_pool
-from qunlearn.bench import networks
+from qunlearn.bench import recipes
 from qunlearn.cli import assess
 from qunlearn.cli import workspace as ws
 from qunlearn.data.dataset import Samples
@@ -27,7 +27,7 @@ from qunlearn.unlearn.base import Unlearner
 def recipe_of(config: quant.RunConfig, splits: Splits) -> quant.Recipe:
     """The recipe that the run was trained by, or the one that its data set has."""
     known = config.provenance.get("recipe")
-    return quant.Recipe(**known) if isinstance(known, dict) else networks.recipe_for(splits.dataset, config.data)
+    return quant.Recipe(**known) if isinstance(known, dict) else recipes.recipe_for(splits.dataset, config.data)
 
 
 def method_of(run: Path) -> Unlearner:
@@ -51,7 +51,7 @@ def maker(
     task = tasks.get(config.task)
 
     def make(samples: Samples, forget: Samples | None, seed: int) -> Mapping[str, Predictor]:
-        model = networks.build_model(config.model, splits.dataset, config.spec, seed=seed)
+        model = recipes.build_model(config.model, splits.dataset, config.spec, seed=seed)
         quant.train(model, task, samples, recipe, seed=seed)
         if forget is not None and method is not None:
             rest = np.setdiff1d(samples.index, forget.index)

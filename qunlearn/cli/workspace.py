@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from qunlearn import quant, tasks
-from qunlearn.bench.networks import build_model, reference_seed
+from qunlearn.bench.recipes import build_model, reference_seed
 from qunlearn.cli.common import Settings
 from qunlearn.data import sources
 from qunlearn.data.dataset import Dataset, Samples
