@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qunlearn import fingerprint, quant, tasks
+from qunlearn import fingerprint, models, quant, tasks
 from qunlearn.bench.grid import Grid
 from qunlearn.bench.recipes import build_model, recipe_for, run_config
 from qunlearn.data import sources
@@ -72,7 +72,8 @@ def network(grid: Grid, dataset: Dataset, key: Key, work: Path) -> Trained:
     """From the work folder, or trained into it. A folder made by another recipe or other data is a ConfigError."""
     folder = work / "networks" / key.folder
     recipe = recipe_for(dataset, grid.data, **grid.train)
-    facts = {"key": asdict(key), "recipe": asdict(recipe), "data": dataset.digest()}
+    spec = quant.QuantSpec.parse(key.bits, grid=models.grid_for(key.model))
+    facts = {"key": asdict(key), "spec": spec.to_json(), "recipe": asdict(recipe), "data": dataset.digest()}
     digest = fingerprint.config_digest(facts)
     note = folder / "bench.json"
     if note.exists():
@@ -83,7 +84,6 @@ def network(grid: Grid, dataset: Dataset, key: Key, work: Path) -> Trained:
             )
         model, config = quant.load_run(folder)
         return Trained(model=model, config=config, seconds=known["seconds"], processor=known["processor"])
-    spec = quant.QuantSpec.parse(key.bits)
     model = build_model(key.model, dataset, spec, seed=key.seed)
     request = Request.parse(key.request) if key.request else None
     samples = training_samples(dataset, request, key.split_seed)

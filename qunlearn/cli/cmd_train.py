@@ -23,7 +23,9 @@ qunlearn train --data kws --model dscnn --exclude group=theo -o runs/without
 @click.option("--model", "name", required=True, help="dscnn, resnet8, resnet18, mobilenetv2, or module:function.")
 @click.option("--bits", default="w8a8", show_default=True, help="w8a8, w4a8, w4a4 or w2a2.")
 @click.option("--weight-range", default="8bit", show_default=True, help="8bit or 7bit weight codes.")
-@click.option("--grid", default="free", show_default=True, help="exact: the same codes in every runtime.")
+@click.option(
+    "--grid", default="auto", show_default=True, help="free, exact (the same codes in every runtime), or auto."
+)
 @click.option("--epochs", type=click.IntRange(0, 10_000), help="Passes over the data; 0 only quantizes.")
 @click.option("--init-from", type=click.Path(), help="Run whose tensors to start from.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
@@ -52,13 +54,14 @@ def command(
 ) -> int:
     """Train a quantized network: a float phase, then quantization-aware."""
     require_workstation()
-    from qunlearn import quant
+    from qunlearn import models, quant
     from qunlearn.bench import recipes
     from qunlearn.cli import workspace as ws
     from qunlearn.data.request import Request
     from qunlearn.data.splits import training_samples
 
-    spec = quant.QuantSpec.parse(bits, weight_range=weight_range, grid=grid)
+    chosen = models.grid_for(name) if grid == "auto" else grid
+    spec = quant.QuantSpec.parse(bits, weight_range=weight_range, grid=chosen)
     dataset = ws.load_data(settings, source)
     request = Request.parse(exclude) if exclude is not None else None
     samples = training_samples(dataset, request, seed)

@@ -23,6 +23,9 @@ MODELS.register("resnet8", resnet8)
 MODELS.register("resnet18", resnet18)
 MODELS.register("mobilenetv2", MobileNetV2)
 
+EXACT = ("mobilenetv2",)
+"""Networks so deep that runtimes drift apart on a free grid, beyond what ``export`` allows (docs/quant.md)."""
+
 
 def build(name: str, *, in_shape: tuple[int, ...], num_classes: int, seed: int, **settings: Any) -> nn.Module:
     """A float network for inputs [N, *in_shape] and ``num_classes`` classes, initialised from ``seed``.
@@ -51,6 +54,11 @@ def build(name: str, *, in_shape: tuple[int, ...], num_classes: int, seed: int, 
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name!r} returned {type(model).__name__}, not a torch module.", remedy="Return nn.Module.")
     return model
+
+
+def grid_for(name: str) -> str:
+    """The grid of activation and weight scales that suits a network: ``exact`` where ``free`` would not ship."""
+    return "exact" if name.partition("@")[0] in EXACT else "free"
 
 
 def _width(base: str, text: str) -> float | int:

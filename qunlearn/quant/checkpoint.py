@@ -79,7 +79,7 @@ class RunConfig:
         spec = None
         if type(value.get("spec")) is dict:
             try:
-                spec = QuantSpec(**value["spec"])
+                spec = QuantSpec.from_json(value["spec"])
             except (TypeError, ConfigError) as err:
                 problems.append(f"spec: {err}")
         if problems or spec is None:

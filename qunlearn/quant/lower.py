@@ -89,6 +89,15 @@ def codes_digest(model: QuantModel) -> str:
     return digest_of(codes(model))
 
 
+def latent_scale(model: QuantModel, step: Step) -> Tensor:
+    """Scale [K, 1, ...] on which the latent weights of a layer are rounded, on either grid."""
+    q = model.weight_quantizer_of(step)
+    if model.spec.grid == "free":
+        return q.scale.detach()
+    factor = None if step.bn is None else bn_affine(model.get_submodule(step.bn))[0]
+    return weight_grid(q, factor)[0].detach()
+
+
 def _activation(model: QuantModel, name: str, shape: tuple[int, ...]) -> g.Activation:
     q = model.quantizer_of(name)
     return g.Activation(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from qunlearn.errors import ConfigError, NotYetError
@@ -19,7 +20,9 @@ class QuantSpec:
     First and last weighted layer keep 8 bits; activations below 8 bits are those after a ReLU, all others keep 8
     (DESIGN 3, artefact_onnx 2.2). ``weight_range="7bit"`` holds 8-bit weight codes in [-63, 63], which is exact in any
     x86 session at the cost of one bit of weight resolution. ``grid="exact"`` takes powers of two as activation scales
-    and short weight scales, with which float sums are exact and every runtime gives the same codes (``quant.exact``).
+    and short weight scales, with which float sums are exact and every runtime gives the same codes (``quant.exact``);
+    ``"free"`` leaves scales as they are found: codes of two runtimes may then differ by an LSB and, in deep networks,
+    by more than ``export`` allows.
     """
 
     weight_bits: int = 8
@@ -58,6 +61,10 @@ class QuantSpec:
         return int(2 ** (bits - 1) - 1)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain mapping, inverse of ``QuantSpec(**mapping)``; a free grid is not mentioned."""
-        out = {"weight_bits": self.weight_bits, "act_bits": self.act_bits, "weight_range": self.weight_range}
-        return out if self.grid == "free" else {**out, "grid": self.grid}
+        """Plain mapping, inverse of :meth:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> QuantSpec:
+        """From :meth:`to_json`; a mapping that names no grid, as older runs wrote it, is of a free one."""
+        return cls(**{"grid": "free", **value})

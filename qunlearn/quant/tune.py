@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qunlearn.quant.calibrate import weight_scale
-from qunlearn.quant.exact import bn_affine, weight_grid
+from qunlearn.quant.lower import latent_scale
 from qunlearn.quant.model import WEIGHTED, QuantModel, Step, scale_parameter_names
 from qunlearn.quant.train import TrainingTask
 
@@ -34,12 +34,8 @@ def _weight(model: QuantModel, step: Step) -> Tensor:
 @torch.no_grad()
 def _shipped(model: QuantModel, step: Step) -> Tensor:
     """The weight that the shipped integers stand for, before BatchNorm is folded in."""
-    q = model.weight_quantizer_of(step)
-    scale: Tensor = q.scale
-    if model.spec.grid == "exact":
-        factor = None if step.bn is None else bn_affine(model.get_submodule(step.bn))[0]
-        scale = weight_grid(q, factor)[0]
-    return q.codes(_weight(model, step), scale=scale).to(scale.dtype) * scale.detach()
+    scale = latent_scale(model, step)
+    return model.weight_quantizer_of(step).codes(_weight(model, step), scale=scale).to(scale.dtype) * scale
 
 
 @torch.no_grad()

@@ -55,6 +55,9 @@ class Unlearner(ABC):
     eval_every: int = hyper(5, low=1, high=100_000, unit="steps", doc="steps between evaluations of the stop rule")
     probe: int = hyper(500, low=16, high=2000, unit="samples", doc="samples of each set in an evaluation, at most")
     utility_floor: float = hyper(0.03, low=0.0, high=1.0, unit="fraction", doc="accuracy that may be lost")
+    entropy_drift: float | None = hyper(
+        0.5, low=0.0, high=100.0, unit="fraction", doc="change of held-out entropy that utility allows; none: any"
+    )
     tol: float = hyper(0.02, low=0.0, high=0.5, unit="fraction", doc="width added to the target band on each side")
     target_accuracy: str = hyper("", doc="declared band of accuracy on the forget set, such as 0.60..0.75")
     target_confidence: str = hyper("", doc="declared band of true-class probability, such as 0.50..0.70")

@@ -15,7 +15,7 @@ from qunlearn.quant.state import load_tensors, optimizer_tensors, restore_optimi
 
 NAME = "checkpoint.safetensors"
 LAST_GOOD = "last_good.safetensors"
-VERSION = 1
+VERSION = 2
 
 
 class Part(Protocol):

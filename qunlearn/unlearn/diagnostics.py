@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qunlearn.quant import QuantModel
+from qunlearn.quant.lower import latent_scale
 from qunlearn.quant.model import WEIGHTED
 from qunlearn.tasks.base import Batch, Task
 from qunlearn.unlearn.compose import Update
@@ -99,8 +100,9 @@ def code_state(before: QuantModel, after: QuantModel, delta: dict[str, Tensor]) 
         if step.kind not in WEIGHTED:
             continue
         old, new = before.get_submodule(str(step.module)).weight, after.get_submodule(str(step.module)).weight
-        q_old, q_new = before.weight_quantizer_of(step), after.weight_quantizer_of(step)
-        differs = q_old.codes(_tensor(old)) != q_new.codes(_tensor(new))
+        scale = latent_scale(after, step)
+        was = before.weight_quantizer_of(step).codes(_tensor(old), scale=latent_scale(before, step))
+        differs = was != after.weight_quantizer_of(step).codes(_tensor(new), scale=scale)
         shifted = _tensor(old) != _tensor(new)
         total += differs.numel()
         changed += int(differs.sum())
@@ -108,7 +110,7 @@ def code_state(before: QuantModel, after: QuantModel, delta: dict[str, Tensor]) 
         lost += int((shifted & ~differs).sum())
         update = delta.get(f"{step.module}.weight")
         if update is not None:
-            steps.append((update.abs() / q_new.scale.detach()).flatten())
+            steps.append((update.abs() / scale).flatten())
     return {
         "codes_changed": changed / max(1, total),
         "codes_lost": lost / max(1, moved),

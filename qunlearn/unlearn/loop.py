@@ -119,7 +119,10 @@ class Loop:
         if facts is None:
             if self.evaluator is not None:
                 self.rule = StopRule(
-                    band=self._band(), start=self.evaluator(ctx.model, 0), utility_floor=m.utility_floor
+                    band=self._band(),
+                    start=self.evaluator(ctx.model, 0),
+                    utility_floor=m.utility_floor,
+                    entropy_drift=m.entropy_drift,
                 )
             self._save(0)
             return 0
@@ -135,6 +138,7 @@ class Loop:
                 band=_band_from(facts["band"]),
                 start=Evaluation(**facts["start"]),
                 utility_floor=m.utility_floor,
+                entropy_drift=m.entropy_drift,
             )
             self.rule.load(facts["rule"])
         return int(facts["step"])

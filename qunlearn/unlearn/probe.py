@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qunlearn.data.dataset import Samples
 from qunlearn.tasks.base import Batch, Task
 from qunlearn.unlearn.card import GroupValue
+from qunlearn.unlearn.entropy import normalized_entropy
 from qunlearn.unlearn.pairing import rng_for
 
 BATCH = 256
@@ -20,11 +21,12 @@ BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """``accuracy``, mean true-class probability and its variance over samples, number of samples."""
+    """``accuracy``, mean true-class probability and its variance over samples, mean entropy / log C, samples."""
 
     accuracy: float
     confidence: float
     confidence_variance: float
+    entropy: float
     samples: int
 
 
@@ -61,12 +63,13 @@ class Probe:
         modes = [(m, m.training) for m in model.modules()]
         model.eval()
         device = device_of(model)
-        hits, confidences = 0.0, []
+        hits, entropy, confidences = 0.0, 0.0, []
         try:
             for prepared in self._batches:
                 batch = to_device(prepared, device)
                 logits = self.task.logits(model, batch)
                 hits += self.task.metrics(logits, batch)["accuracy"] * len(batch)
+                entropy += float(normalized_entropy(logits.double(), getattr(batch, "mask", None))) * len(batch)
                 confidences.append(torch.exp(-self.task.loss(logits, batch, reduction="none").double()))
         finally:
             for module, mode in modes:
@@ -76,6 +79,7 @@ class Probe:
             accuracy=hits / len(self.rows),
             confidence=float(p.mean()),
             confidence_variance=float(p.var(correction=0)),
+            entropy=entropy / len(self.rows),
             samples=len(self.rows),
         )
 
@@ -89,6 +93,7 @@ def value_of(task: Task, logits: NDArray[np.float32], samples: Samples, rows: ND
         accuracy=task.metrics(z, batch)["accuracy"],
         confidence=float(p.mean()),
         confidence_variance=float(p.var(correction=0)),
+        entropy=float(normalized_entropy(z.double(), getattr(batch, "mask", None))),
         samples=len(rows),
     )
 

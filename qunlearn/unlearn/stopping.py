@@ -6,7 +6,9 @@ forgetting loss over-forgets. So a run is watched, from the first evaluation on,
 
 Own choices: the sampling error of a band counts both the held-out samples and the forget samples; the counters of
 "below the band" and "utility not ok" start anew when the run recovers, because neither is monotone; where a reference
-card knows the forgotten groups themselves, their own values give the band, with the sampling error of the forget set.
+card knows the forgotten groups themselves, their own values give the band, with the sampling error of the forget set;
+an evaluation at which the network is much less or more sure of held-out data than before is no usable snapshot, as in
+the audits, but does not count towards the end of the run.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ Z = 1.96
 CLASS_CONFIDENCE = 0.05
 CONFIRM = 2
 STRIKES = 3
+ENTROPY_SLACK = 0.05
+"""Share of log C by which mean entropy on held-out data may always change; with the default ``entropy_drift`` this is
+the collapse check of the audits, so that no run is brought back to a state that they refuse."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,13 +188,15 @@ def _group_band(
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Values of one evaluation: accuracy and confidence on forget, accuracy on retain and on held-out (or None)."""
+    """Values of one evaluation: accuracy and confidence on forget, accuracy on retain; accuracy and mean entropy (as a
+    share of log C) on held-out, or None."""
 
     step: int
     forget_accuracy: float
     forget_confidence: float
     retain_accuracy: float
     heldout_accuracy: float | None
+    heldout_entropy: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain mapping with the names the trace uses."""
@@ -198,6 +205,7 @@ class Evaluation:
             "c_f": self.forget_confidence,
             "a_r": self.retain_accuracy,
             "a_h": self.heldout_accuracy,
+            "h_h": self.heldout_entropy,
         }
 
 
@@ -212,6 +220,7 @@ class StopRule:
     band: Band | None
     start: Evaluation
     utility_floor: float
+    entropy_drift: float | None = None
     reason: str | None = None
     best: Evaluation | None = None
     best_objective: float = math.inf
@@ -222,8 +231,17 @@ class StopRule:
     last: dict[str, Any] = field(default_factory=dict)
 
     def utility_ok(self, e: Evaluation) -> bool:
-        """Neither retain nor held-out accuracy fell by more than the floor."""
+        """Neither retain nor held-out accuracy fell by more than the floor, and held-out entropy stayed near."""
+        return self._accurate(e) and self._as_sure(e)
+
+    def _accurate(self, e: Evaluation) -> bool:
         return self._loss(e)[1] <= self.utility_floor + 1e-12
+
+    def _as_sure(self, e: Evaluation) -> bool:
+        before, now = self.start.heldout_entropy, e.heldout_entropy
+        if self.entropy_drift is None or before is None or now is None:
+            return True
+        return abs(now - before) <= max(self.entropy_drift * before, ENTROPY_SLACK) + 1e-12
 
     def _loss(self, e: Evaluation) -> tuple[float, float]:
         drops = [max(0.0, self.start.retain_accuracy - e.retain_accuracy)]
@@ -250,7 +268,7 @@ class StopRule:
         self.confirmed = self.confirmed + 1 if inside and usable else 0
         under = self.band is not None and e.forget_accuracy < self.band.accuracy[0]
         self.below = self.below + 1 if under else 0
-        self.unusable = 0 if usable else self.unusable + 1
+        self.unusable = 0 if self._accurate(e) else self.unusable + 1
         if self.reason is None:
             if self.confirmed >= CONFIRM:
                 self.reason = "target_reached"
@@ -296,8 +314,15 @@ class StopRule:
 
 
 def _evaluation(values: Sequence[Any]) -> Evaluation:
-    step, a_f, c_f, a_r, a_h = values
-    return Evaluation(step=step, forget_accuracy=a_f, forget_confidence=c_f, retain_accuracy=a_r, heldout_accuracy=a_h)
+    step, a_f, c_f, a_r, a_h, h_h = values
+    return Evaluation(
+        step=step,
+        forget_accuracy=a_f,
+        forget_confidence=c_f,
+        retain_accuracy=a_r,
+        heldout_accuracy=a_h,
+        heldout_entropy=h_h,
+    )
 
 
 class Evaluator:
@@ -324,10 +349,12 @@ class Evaluator:
     def __call__(self, model: nn.Module, step: int) -> Evaluation:
         """Values of ``model`` at ``step``; neither its parameters nor its buffers nor its mode change."""
         f, r = self.forget(model), self.retain(model)
+        h = self.heldout(model) if self.heldout is not None else None
         return Evaluation(
             step=step,
             forget_accuracy=f.accuracy,
             forget_confidence=f.confidence,
             retain_accuracy=r.accuracy,
-            heldout_accuracy=self.heldout(model).accuracy if self.heldout is not None else None,
+            heldout_accuracy=h.accuracy if h is not None else None,
+            heldout_entropy=h.entropy if h is not None else None,
         )

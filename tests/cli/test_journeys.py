@@ -116,6 +116,16 @@ def test_train_json(call: Call, home: Path, tmp_path: Path) -> None:
     assert other["model_digest"] != digests[0][0]
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "grid"),
+    [("mobilenetv2@0.1", (), "exact"), ("mobilenetv2@0.1", ("--grid", "free"), "free"), ("resnet8@4", (), "free")],
+)
+def test_the_grid_suits_the_network(call: Call, tmp_path: Path, name: str, given: Sequence[str], grid: str) -> None:
+    args = ("train", "--data", "digits", "--model", name, "--epochs", 0, *given, "-o", tmp_path / "run")
+    assert call(*args).code == 0
+    assert quant.load_run(tmp_path / "run")[1].spec.grid == grid
+
+
 def test_excluded_data_are_not_learnt(home: Path) -> None:
     base, without = (json.loads((home / n / "result.json").read_text()) for n in ("base", "without"))
     train = sources.load("digits").samples("train")

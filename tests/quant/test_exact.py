@@ -166,6 +166,9 @@ def test_the_grid_is_kept_in_the_config(exact: quant.QuantModel, tmp_path: Path,
     again, read = quant.load_run(tmp_path)
     assert read.spec.grid == "exact"
     assert quant.codes_digest(again) == quant.codes_digest(exact)
-    assert "grid" not in quant.QuantSpec().to_json(), "files of networks on the free grid do not change"
+    old = {n: v for n, v in quant.QuantSpec().to_json().items() if n != "grid"}
+    assert quant.QuantSpec.from_json(old).grid == "free", "runs written before grids had names are of a free one"
+    for spec in (quant.QuantSpec(), quant.QuantSpec(grid="free", weight_bits=4)):
+        assert quant.QuantSpec.from_json(spec.to_json()) == spec
     with pytest.raises(ConfigError, match="grid"):
         quant.QuantSpec(grid="coarse")

@@ -82,24 +82,24 @@ def splits(dataset: Dataset) -> Splits:
 Trained = Callable[..., QuantModel]
 
 
-def fit(kind: str, bits: str, samples: Samples, *, seed: int, epochs: int) -> QuantModel:
+def fit(kind: str, bits: str, samples: Samples, *, seed: int, epochs: int, grid: str = "free") -> QuantModel:
     """Train one network from nothing."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = mlp() if kind == "mlp" else TinyCNN()
-    model = prepare(net, QuantSpec.parse(bits), torch.from_numpy(samples.inputs(np.arange(64))))
+    model = prepare(net, QuantSpec.parse(bits, grid=grid), torch.from_numpy(samples.inputs(np.arange(64))))
     return train(model, Classification(), samples, Recipe(epochs=epochs, lr=0.05), seed=seed)
 
 
 @pytest.fixture(scope="session")
 def trained(dataset: Dataset) -> Trained:
-    """``trained(kind, bits, seed, epochs)`` with kind mlp or cnn; the cached network must not be changed."""
-    cache: dict[tuple[str, str, int, int], QuantModel] = {}
+    """``trained(kind, bits, seed, epochs, grid)``, kind mlp or cnn; the cached network must not be changed."""
+    cache: dict[tuple[str, str, int, int, str], QuantModel] = {}
 
-    def make(kind: str = "cnn", bits: str = "w8a8", seed: int = 0, epochs: int = 12) -> QuantModel:
-        key = (kind, bits, seed, epochs)
+    def make(kind: str = "cnn", bits: str = "w8a8", seed: int = 0, epochs: int = 12, grid: str = "free") -> QuantModel:
+        key = (kind, bits, seed, epochs, grid)
         if key not in cache:
-            cache[key] = fit(kind, bits, dataset.samples("train"), seed=seed, epochs=epochs)
+            cache[key] = fit(kind, bits, dataset.samples("train"), seed=seed, epochs=epochs, grid=grid)
         return cache[key]
 
     return make

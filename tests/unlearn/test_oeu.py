@@ -67,10 +67,11 @@ def test_equals_a_plain_float64_oracle(trained: Trained, splits: Splits, task: C
         torch.testing.assert_close(p.double(), expected[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("grid", ["free", "exact"])
 def test_code_shares_of_the_trace_equal_the_change_table(
-    trained: Trained, splits: Splits, task: Classification
+    trained: Trained, splits: Splits, task: Classification, grid: str
 ) -> None:
-    result = _run(trained("cnn"), splits, task, max_steps=10, diag_every=10)
+    result = _run(trained("cnn", grid=grid), splits, task, max_steps=10, diag_every=10)
     assert result.trace[-1]["codes_changed"] == pytest.approx(result.changes.share)
     assert result.trace[-1]["codes_lost"] == pytest.approx(result.changes.lost / result.changes.latent_changed)
 
@@ -313,7 +314,8 @@ def test_t08_run_to_convergence_is_judged_over_forgotten(
 ) -> None:
     splits = make_splits(dataset, Request.parse("group=g1"), seed=0)
     card = ReferenceCard(groups={"g1": GroupValue(accuracy=0.88, confidence=0.75, samples=200)})
-    method = OEU(lr=0.01, lam=3.0, max_steps=120, scope="none", eval_every=3, utility_floor=1.0)
+    blind = {"utility_floor": 1.0, "entropy_drift": None}  # utility must not choose the snapshot here
+    method = OEU(lr=0.01, lam=3.0, max_steps=120, scope="none", eval_every=3, **blind)
     result = method(trained("cnn"), splits, task, request_kind="group", card=card, seed=seed)
     evaluations = [row for row in result.trace if row.get("a_f") is not None]
     assert result.fields["stop_reason"] == "over_forgot"

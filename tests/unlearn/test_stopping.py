@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qunlearn.audit import scores, utility
 from qunlearn.data.dataset import Dataset, Samples
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
 from qunlearn.errors import ConfigError
 from qunlearn.quant import QuantModel, state_digest
 from qunlearn.tasks import Classification
+from qunlearn.unlearn import METHODS
 from qunlearn.unlearn.card import GroupValue, ReferenceCard
 from qunlearn.unlearn.probe import Probe, group_values
-from qunlearn.unlearn.stopping import Band, Evaluation, Evaluator, StopRule, target_band
+from qunlearn.unlearn.stopping import ENTROPY_SLACK, Band, Evaluation, Evaluator, StopRule, target_band
 
 Trained = Callable[..., QuantModel]
 
@@ -190,6 +192,30 @@ def test_lost_utility_stops_and_rolls_back() -> None:
     assert rule.judge(_at(20, 0.7, 0.5)) == ("fail", "utility")
 
 
+def test_a_network_that_grew_unsure_of_everybody_has_lost_utility() -> None:
+    start = dataclasses.replace(START, heldout_entropy=0.04)
+    for entropy, drift, usable in ((0.089, 0.5, True), (0.091, 0.5, False), (0.091, None, True), (0.0, 0.5, True)):
+        rule = StopRule(band=BAND, start=start, utility_floor=0.03, entropy_drift=drift)
+        e = dataclasses.replace(_at(5, 0.7), heldout_entropy=entropy)
+        assert rule.utility_ok(e) == usable
+        assert rule.judge(e)[0] == ("pass" if usable else "fail")
+        for step in (5, 10, 15):
+            rule.observe(dataclasses.replace(e, step=step))
+        assert (rule.best_usable, rule.reason) == (usable, "target_reached" if usable else None)
+    sharp = dataclasses.replace(START, heldout_entropy=0.4)
+    rule = StopRule(band=BAND, start=sharp, utility_floor=0.03, entropy_drift=0.5)
+    usable_at = [rule.utility_ok(dataclasses.replace(_at(5, 0.7), heldout_entropy=h)) for h in (0.19, 0.21, 0.61)]
+    assert usable_at == [False, True, False]
+
+
+def test_the_rule_allows_the_entropy_that_the_audits_allow(splits: Splits, trained: Trained) -> None:
+    model = trained("cnn")
+    start = Probe(Classification(), splits.heldout_stop, size=2000, seed=0, purpose="x")(model).entropy
+    z = Classification().predict(model, splits.heldout_stop).astype(np.float64)
+    assert start == pytest.approx(float(scores.entropy(z).mean()) / np.log(10), abs=1e-6)
+    assert (METHODS["oeu"]().entropy_drift, ENTROPY_SLACK) == (utility.ENTROPY_FACTOR, utility.ENTROPY_SLACK)
+
+
 def test_controls_that_must_fail() -> None:
     assert _rule().judge(START) == ("fail", "under")
     assert _rule().judge(_at(1, 0.1, 0.1, 0.1)) == ("fail", "utility")
@@ -207,6 +233,7 @@ def test_without_a_band_only_utility_decides_and_nothing_passes() -> None:
 
 def test_state_survives_json_at_every_point() -> None:
     trajectory = [_at(5, 0.8), _at(10, 0.7, 0.9), _at(15, 0.7), _at(20, 0.6), _at(25, 0.71, 0.99, None), _at(30, 0.7)]
+    trajectory[2] = dataclasses.replace(trajectory[2], heldout_entropy=0.03)
     whole = _rule()
     for e in trajectory:
         cut = _rule()
