@@ -20,13 +20,13 @@ from qunlearn.audit.predictor import OnnxPredictor, Predictor, TorchPredictor
 from qunlearn.audit.summary import gap, summary
 from qunlearn.audit.utility import FLOOR, measure
 from qunlearn.bench.grid import Grid
-from qunlearn.bench.networks import SECOND, Key, Trained, network
+from qunlearn.bench.networks import SECOND, Key, Trained, most_passes, network
 from qunlearn.bench.recipes import recipe_for, reference_seed
 from qunlearn.data.dataset import Dataset, Samples
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
 from qunlearn.errors import InvariantError, QunlearnError
-from qunlearn.unlearn import METHODS, ReferenceCard, group_values
+from qunlearn.unlearn import METHODS, ReferenceCard, TooCostlyError, group_values
 from qunlearn_export import writer
 
 ORIGINAL, RETRAINED, SECOND_RETRAINED = "original", "retrained", "second retrained"
@@ -180,7 +180,10 @@ class Bench:
         return own | {"seconds": trained.seconds, "processor": trained.processor, "passes": float(epochs)}
 
     def run(self, spot: Spot, method: str, config: Mapping[str, Any], *, tuning: bool) -> dict[str, Any]:
-        """Unlearn and measure; a run that fails is a cell with ``error``."""
+        """Unlearn and measure; a run that fails is a cell with ``error``.
+
+        A tuning run ends as soon as it costs more than the grid allows: it counts as failed anyway.
+        """
         at = self.scene(spot)
         splits = closed(at.splits) if tuning else at.splits
         task = tasks.get("classification")
@@ -188,12 +191,14 @@ class Bench:
         try:
             unlearner = METHODS[method](**config)
             result = unlearner(
-                at.original.model, splits, task, request_kind=at.splits.request_kind, card=at.card, seed=spot.seed
-            )
+                at.original.model, splits, task, request_kind=at.splits.request_kind, card=at.card, seed=spot.seed,
+                max_passes=most_passes(self.grid, self.dataset) if tuning else None,
+            )  # fmt: skip
             processor = time.process_time() - busy
             shipped = file_of(result.model, at.original.config)
         except QunlearnError as err:
-            return {"error": f"{type(err).__name__}: {err.message}", "seconds": time.perf_counter() - started}
+            failed = {"error": f"{type(err).__name__}: {err.message}", "seconds": time.perf_counter() - started}
+            return failed | ({"passes": err.passes} if isinstance(err, TooCostlyError) else {})
         out = self._measured(at, splits, result.model, shipped, tuning=tuning)
         dead = [f for f in result.degenerate if f["code"] in ("D4", "D8")]
         return out | {
@@ -201,6 +206,8 @@ class Bench:
             "processor": processor,
             "passes": result.passes,
             "codes_changed": result.changes.share,
+            "latents_moved": result.changes.latent_changed / max(1, result.changes.codes),
+            "lost_to_rounding": result.changes.lost / max(1, result.changes.codes),
             "dead": len(dead),
             "stop_reason": result.fields.get("stop_reason"),
             "warnings": list(result.warnings),

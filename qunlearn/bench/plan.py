@@ -11,7 +11,7 @@ from typing import Any
 from qunlearn.bench.cell import ROWS, Spot, identity
 from qunlearn.bench.draw import draw, plain
 from qunlearn.bench.grid import Grid
-from qunlearn.bench.recipes import recipe_for
+from qunlearn.bench.networks import most_passes
 from qunlearn.data.dataset import Dataset
 from qunlearn.data.request import Request
 from qunlearn.errors import ConfigError
@@ -101,8 +101,7 @@ def tuning_jobs(grid: Grid, dataset: Dataset) -> Iterator[Job]:
 
 def score(grid: Grid, dataset: Dataset, cell: Mapping[str, Any]) -> tuple[int, float]:
     """(rank, gap): smaller is better. Failed or too costly runs rank last, then those that fail the utility gate."""
-    epochs = recipe_for(dataset, grid.data, **grid.train).epochs
-    if "error" in cell or cell["passes"] > grid.cost * epochs:
+    if "error" in cell or cell["passes"] > most_passes(grid, dataset):
         return 2, math.inf
     u, r = cell["onnx"], cell["retrained"]
     if any(u[k] is None or r[k] is None for k in TUNED_ON):
