@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_toys import TINY, made, tiny
 
 from qunlearn import bench, quant
 from qunlearn.bench import cell as cells
@@ -20,7 +21,7 @@ from qunlearn.bench import runner as running
 from qunlearn.bench import table
 from qunlearn.bench.cell import Bench, Spot, closed
 from qunlearn.bench.draw import draw
-from qunlearn.bench.grid import Grid, grid_from
+from qunlearn.bench.grid import grid_from
 from qunlearn.bench.networks import load_dataset, network
 from qunlearn.bench.plan import choose, expanded, report_jobs, score, spots, tuning_jobs
 from qunlearn.bench.store import Store
@@ -29,16 +30,6 @@ from qunlearn.data.request import Request
 from qunlearn.data.splits import make_splits
 from qunlearn.errors import ArtefactError, ConfigError, InvariantError
 from qunlearn.unlearn import METHODS
-
-TINY: dict[str, Any] = {
-    "data": "digits", "models": ["resnet8@4"], "requests": ["class=3"], "methods": ["rl", "ga"], "seeds": [0],
-    "tune_seeds": [100], "budget": 2, "cost": 5.0, "subset": 300, "train": {"epochs": 2},
-    "shared": {"batch_size": 64},
-}  # fmt: skip
-
-
-def tiny(**more: Any) -> Grid:
-    return grid_from({**TINY, **more}, where="test")
 
 
 @pytest.fixture(scope="module")
@@ -191,14 +182,6 @@ def test_kill_and_resume_over_processes(tmp_path: Path) -> None:
     assert file.read_bytes().startswith(kept)
     assert len(Store(out).cells) == 8
     assert (out / "report.html").read_text().startswith("<!DOCTYPE html>")
-
-
-def made(method: str, gap: float, seed: int, **more: Any) -> dict[str, Any]:
-    onnx = {"forget_accuracy": 0.5, "retain_accuracy": 0.9, "test_accuracy": 0.9, "mia": 0.5, "mia_degenerate": False}
-    return {
-        "model": "m", "bits": "w8a8", "request": "class=3", "seed": seed, "method": method, "config": {}, "gap": gap,
-        "onnx": onnx, "torch": onnx, "utility": [], "seconds": 1.0, "processor": 1.0, "passes": 1.0, **more,
-    }  # fmt: skip
 
 
 def test_bold_only_beyond_the_noise_floor() -> None:
