@@ -32,7 +32,8 @@ from qunlearn.quant.model import clamp_scales
 from qunlearn.tasks import Classification
 from qunlearn.unlearn import diagnostics
 from qunlearn.unlearn.context import Context, Data
-from qunlearn.unlearn.oeu import OEU, _Run
+from qunlearn.unlearn.oeu import OEU
+from qunlearn.unlearn.oeu_run import OEURun
 from qunlearn_kernels.projection import project
 
 NETS = {"dscnn": (1, 49, 32), "resnet8": (3, 32, 32), "resnet18": (3, 32, 32)}
@@ -94,7 +95,7 @@ def oeu(model: QuantModel, x: Tensor, y: Tensor) -> dict[str, Callable[[], objec
         seed=0,
         identity="",
     )
-    run, count = _Run(method, ctx), iter(range(1, 100_000))
+    run, count = OEURun(method, ctx, owner=method), iter(range(1, 100_000))
     run.step(next(count))
     r, f = run.arena.row("retain"), run.arena.row("forget")
     vector, update = f.clone(), run.composer(r, f, 1e-3)

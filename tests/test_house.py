@@ -101,6 +101,30 @@ def test_files_stay_small() -> None:
     assert not long
 
 
+def test_a_method_is_one_short_file() -> None:
+    from qunlearn.unlearn import METHODS
+
+    files = {Path(inspect.getfile(METHODS[name])) for name in METHODS}
+    assert len(files) > 10
+    assert not {f.name: n for f in files if (n := len(f.read_text().splitlines())) > 200}
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_scripts_import_names_that_exist(folder: str) -> None:
+    """Scripts are not run by the tests: what they import from the packages must be there all the same."""
+    checked = 0
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] not in PACKAGES:
+                continue
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                checked += 1
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+    assert checked
+
+
 def test_help_is_light() -> None:
     code = (
         "import sys; from qunlearn.cli import run; code = run(['--help']); "

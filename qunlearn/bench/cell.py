@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from qunlearn import fingerprint, quant, tasks
 from qunlearn.audit import scores
@@ -20,86 +16,20 @@ from qunlearn.audit.predictor import OnnxPredictor, Predictor, TorchPredictor
 from qunlearn.audit.summary import gap, summary
 from qunlearn.audit.utility import FLOOR, measure
 from qunlearn.bench.grid import Grid
-from qunlearn.bench.networks import SECOND, Key, Trained, network
-from qunlearn.bench.recipes import recipe_for, reference_seed
-from qunlearn.data.dataset import Dataset, Samples
-from qunlearn.data.request import Request
-from qunlearn.data.splits import Splits, make_splits
-from qunlearn.errors import InvariantError, QunlearnError
-from qunlearn.unlearn import METHODS, ReferenceCard, group_values
+from qunlearn.bench.networks import Trained, most_passes, network
+from qunlearn.bench.recipes import recipe_for
+from qunlearn.bench.scene import ORIGINAL, RETRAINED, Scene, Spot, closed, keys_of, scene
+from qunlearn.data.dataset import Dataset
+from qunlearn.data.splits import Splits
+from qunlearn.errors import QunlearnError
+from qunlearn.unlearn import METHODS, TooCostlyError
+from qunlearn.unlearn.stopping import Evaluator, StopRule, target_band
 from qunlearn_export import writer
 
-ORIGINAL, RETRAINED, SECOND_RETRAINED = "original", "retrained", "second retrained"
-ROWS = (ORIGINAL, RETRAINED, SECOND_RETRAINED)
 CLOSED_SETS = ("forget", "retain", "heldout")
 OPEN_SETS = ("forget", "retain", "heldout", "test", "forget_test")
-
-
-class Closed(Samples):
-    """A test split that refuses to be read: what a tuner gets."""
-
-    def _refuse(self) -> InvariantError:
-        return InvariantError("the test split was read while tuning.", remedy="Report this defect.")
-
-    def raw(self, idx: Any = None) -> NDArray[Any]:
-        raise self._refuse()
-
-    def targets(self, idx: Any = None) -> NDArray[np.int64]:
-        raise self._refuse()
-
-
-def closed(splits: Splits) -> Splits:
-    """The same splits with a test split that raises on access."""
-    out = copy.copy(splits)
-    object.__setattr__(out, "test", Closed(splits.test.dataset, splits.test.index))
-    object.__setattr__(out, "forget_test", None)
-    return out
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spot:
-    """Where a cell stands: network, bit width, inline request, seed."""
-
-    model: str
-    bits: str
-    request: str
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """Everything that all methods of one spot share."""
-
-    spot: Spot
-    splits: Splits
-    original: Trained
-    retrained: Trained
-    card: ReferenceCard | None
-
-
-def keys_of(spot: Spot) -> dict[str, Key]:
-    """The networks that a spot needs, by row name."""
-    original = Key(model=spot.model, bits=spot.bits, seed=spot.seed)
-    gone = replace(original, request=spot.request, split_seed=spot.seed)
-    return {
-        ORIGINAL: original,
-        RETRAINED: replace(gone, seed=reference_seed(spot.seed)),
-        SECOND_RETRAINED: replace(gone, seed=SECOND + spot.seed),
-    }
-
-
-def scene(grid: Grid, dataset: Dataset, spot: Spot, work: Path) -> Scene:
-    """Networks (from the work folder) and splits; the card of a group request has the retrained network's values."""
-    keys = keys_of(spot)
-    request = Request.parse(spot.request)
-    splits = make_splits(dataset, request, seed=spot.seed)
-    original = network(grid, dataset, keys[ORIGINAL], work)
-    retrained = network(grid, dataset, keys[RETRAINED], work)
-    card = None
-    if request.kind == "group":
-        values = group_values(retrained.model, tasks.get("classification"), splits.forget)
-        card = ReferenceCard(groups=values, model_digest=quant.state_digest(original.model), seed=spot.seed)
-    return Scene(spot=spot, splits=splits, original=original, retrained=retrained, card=card)
+PROBE = 500
+"""Samples of each set that J is of, at most: the default of the stop rule."""
 
 
 def file_of(model: quant.QuantModel, config: quant.RunConfig) -> OnnxPredictor:
@@ -149,6 +79,7 @@ class Bench:
         self._scene: Scene | None = None
         self._files: dict[str, OnnxPredictor] = {}
         self._targets: dict[bool, dict[str, Any]] = {}
+        self._judge: tuple[StopRule, Evaluator] | None = None
 
     def scene(self, spot: Spot) -> Scene:
         """The scene of a spot; the last one is kept."""
@@ -156,6 +87,7 @@ class Bench:
             self._scene = scene(self.grid, self.dataset, spot, self.work)
             self._files.clear()
             self._targets.clear()
+            self._judge = None
         return self._scene
 
     def _file(self, at: Scene, row: str) -> OnnxPredictor:
@@ -180,20 +112,25 @@ class Bench:
         return own | {"seconds": trained.seconds, "processor": trained.processor, "passes": float(epochs)}
 
     def run(self, spot: Spot, method: str, config: Mapping[str, Any], *, tuning: bool) -> dict[str, Any]:
-        """Unlearn and measure; a run that fails is a cell with ``error``."""
+        """Unlearn and measure; a run that fails is a cell with ``error``.
+
+        A tuning run ends as soon as it costs more than the grid allows: it counts as failed anyway.
+        """
         at = self.scene(spot)
         splits = closed(at.splits) if tuning else at.splits
         task = tasks.get("classification")
         started, busy = time.perf_counter(), time.process_time()
         try:
-            unlearner = METHODS[method](**config)
+            unlearner = METHODS[self.grid.base(method)](**config)
             result = unlearner(
-                at.original.model, splits, task, request_kind=at.splits.request_kind, card=at.card, seed=spot.seed
-            )
+                at.original.model, splits, task, request_kind=at.splits.request_kind, card=at.card, seed=spot.seed,
+                max_passes=most_passes(self.grid, self.dataset) if tuning else None,
+            )  # fmt: skip
             processor = time.process_time() - busy
             shipped = file_of(result.model, at.original.config)
         except QunlearnError as err:
-            return {"error": f"{type(err).__name__}: {err.message}", "seconds": time.perf_counter() - started}
+            failed = {"error": f"{type(err).__name__}: {err.message}", "seconds": time.perf_counter() - started}
+            return failed | ({"passes": err.passes} if isinstance(err, TooCostlyError) else {})
         out = self._measured(at, splits, result.model, shipped, tuning=tuning)
         dead = [f for f in result.degenerate if f["code"] in ("D4", "D8")]
         return out | {
@@ -201,10 +138,27 @@ class Bench:
             "processor": processor,
             "passes": result.passes,
             "codes_changed": result.changes.share,
+            "latents_moved": result.changes.latent_changed / max(1, result.changes.codes),
+            "lost_to_rounding": result.changes.lost / max(1, result.changes.codes),
             "dead": len(dead),
             "stop_reason": result.fields.get("stop_reason"),
             "warnings": list(result.warnings),
         }
+
+    def _objective(self, at: Scene, model: quant.QuantModel) -> dict[str, Any]:
+        """The stop rule's J of a network and whether it kept utility: what a user without a retrained network has.
+
+        The band of a group request comes from the reference card. Without any band there is no J (None).
+        """
+        s, task, kind = at.splits, tasks.get("classification"), at.splits.request_kind
+        sets: dict[str, Any] = {"forget": s.forget, "retain": s.retain, "stop": s.heldout_stop, "request_kind": kind}
+        if self._judge is None:
+            band = target_band(at.original.model, task, **sets, card=at.card)
+            watch = Evaluator(task, **sets, size=PROBE, seed=at.spot.seed)
+            self._judge = StopRule(band=band, start=watch(at.original.model, 0), utility_floor=FLOOR), watch
+        rule, watch = self._judge
+        found = watch(model, 0)
+        return {"J": rule.objective(found) if rule.band else None, "J_utility": rule.utility_ok(found)}
 
     def _measured(
         self, at: Scene, splits: Splits, model: quant.QuantModel, shipped: OnnxPredictor, *, tuning: bool
@@ -219,7 +173,9 @@ class Bench:
         finite = all(scores.finite(shipped.on(s)).all() for s in (splits.retain, splits.heldout))
         gate = measure(self._file(at, ORIGINAL), shipped, splits, floor=FLOOR) if finite else None
         out["utility"] = list(gate.reasons) if gate else ["F-NONFINITE"]
-        if not tuning:
+        if tuning:
+            out |= self._objective(at, model)
+        else:
             out["torch"] = figures(self.grid, TorchPredictor(model), splits, seed, tuning=False)
             out["gap"] = gap(onnx, against)
         return out
@@ -231,4 +187,6 @@ def identity(grid: Grid, spot: Spot, method: str, config: Mapping[str, Any], *, 
         "data": grid.data, "subset": grid.subset, "train": dict(grid.train), "mia": grid.mia_nonmembers,
         "spot": asdict(spot), "method": method, "config": dict(config), "tuning": tuning,
     }  # fmt: skip
+    if method in grid.variants:
+        facts["of"] = grid.base(method)
     return fingerprint.config_digest(facts)

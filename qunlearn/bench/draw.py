@@ -8,20 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from qunlearn.bench.grid import Grid
+from qunlearn.bench.grid import REMEDY, Grid
+from qunlearn.errors import ConfigError
 from qunlearn.hyper import Hyper, hypers
 from qunlearn.unlearn import METHODS
 
 DRAW_SEED = 7
 
 
-def ranges(grid: Grid, method: str) -> dict[str, tuple[Hyper, tuple[Any, ...]]]:
-    """What is drawn for a method: its declared search ranges, those of the grid in their place."""
+def ranges(grid: Grid, row: str) -> dict[str, tuple[Hyper, tuple[Any, ...]]]:
+    """What is drawn for a method: its declared search ranges, those of the grid and of the variant in their place."""
+    method = grid.base(row)
     known = hypers(METHODS[method])
+    given = {**grid.search.get(method, {}), **_variant(grid, row, "search")}
     own = {n: (h, tuple(h.search)) for n, h in known.items() if h.search}
-    own |= {n: (known[n], tuple(v)) for n, v in grid.search.get(method, {}).items()}
+    own |= {n: (known[n], tuple(v)) for n, v in given.items()}
     fixed = fixed_settings(grid, method)
-    return {n: v for n, v in own.items() if n not in fixed or n in grid.search.get(method, {})}
+    return {n: v for n, v in own.items() if n not in fixed or n in given}
 
 
 def fixed_settings(grid: Grid, method: str) -> dict[str, Any]:
@@ -34,20 +37,44 @@ def fixed_settings(grid: Grid, method: str) -> dict[str, Any]:
     return out | dict(grid.settings.get(method, {}))
 
 
-def draw(grid: Grid, method: str) -> list[dict[str, Any]]:
+def draw(grid: Grid, row: str) -> list[dict[str, Any]]:
     """``budget`` configurations: two numbers are a range (log-uniform where declared so), anything else is a choice.
 
-    The draw of one method depends on no other, and a smaller budget is a part of a larger one.
+    The draw of one method depends on no other, and a smaller budget is a part of a larger one. A variant has the draw
+    of its method, with its own settings put over it.
     """
+    method = grid.base(row)
     rng = np.random.default_rng([DRAW_SEED, *method.encode()])
-    drawn = ranges(grid, method)
+    drawn = ranges(grid, row)
+    known = hypers(METHODS[method])
+    own = {n: none_of(known[n], v) for n, v in _variant(grid, row, "settings").items()}
     out = []
     for _ in range(grid.budget):
         config = fixed_settings(grid, method)
         for name, (h, values) in drawn.items():
             config[name] = _one(rng, h, values)
-        out.append(config)
+        out.append(config | own)
     return out
+
+
+def check(grid: Grid) -> None:
+    """ConfigError for the variants whose settings do not go together, before anything is computed."""
+    bad = []
+    for name in grid.variants:
+        found = {p for config in draw(grid, name) for p in METHODS[grid.base(name)](**config).problems()}
+        bad += [f"variant {name!r}: {p}" for p in sorted(found)]
+    if bad:
+        raise ConfigError(f"{'; '.join(bad)}.", remedy=f"See `qunlearn methods` for the settings; {REMEDY}")
+
+
+def none_of(h: Hyper, value: Any) -> Any:
+    """TOML has no null: the word ``none`` stands for it, where a setting may be None and has no choice of that name."""
+    return None if value == "none" and type(None) in h.types and "none" not in h.choices else value
+
+
+def _variant(grid: Grid, row: str, key: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = grid.variants.get(row, {}).get(key, {})
+    return found
 
 
 def _one(rng: np.random.Generator, h: Hyper, values: Sequence[Any]) -> Any:
@@ -56,8 +83,7 @@ def _one(rng: np.random.Generator, h: Hyper, values: Sequence[Any]) -> Any:
         lo, hi = float(values[0]), float(values[1])
         x = math.exp(rng.uniform(math.log(lo), math.log(hi))) if h.log else rng.uniform(lo, hi)
         return round(x) if h.types == (int,) else float(f"{x:.3g}")
-    value = values[int(rng.integers(len(values)))]
-    return None if value == "none" else value
+    return none_of(h, values[int(rng.integers(len(values)))])
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,11 @@ def load_dataset(grid: Grid, data_dir: Path | None) -> Dataset:
     return replace(dataset, **names, group=group)
 
 
+def most_passes(grid: Grid, dataset: Dataset) -> float:
+    """What a run may cost, in sample gradients over the size of the retain set: a share of retraining's epochs."""
+    return grid.cost * recipe_for(dataset, grid.data, **grid.train).epochs
+
+
 @dataclass(frozen=True, kw_only=True)
 class Key:
     """One network: ``request`` is what it never saw, or empty; ``seed`` that of its training."""

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qunlearn.bench.cell import ROWS, Spot, identity
+from qunlearn.bench.cell import identity
 from qunlearn.bench.draw import draw, plain
 from qunlearn.bench.grid import Grid
-from qunlearn.bench.recipes import recipe_for
+from qunlearn.bench.networks import most_passes
+from qunlearn.bench.scene import ROWS, Spot
 from qunlearn.data.dataset import Dataset
 from qunlearn.data.request import Request
 from qunlearn.errors import ConfigError
@@ -94,16 +95,20 @@ def tuning_jobs(grid: Grid, dataset: Dataset) -> Iterator[Job]:
         return
     for target in targets(grid, dataset):
         for spot in tuning_spots(grid, dataset, target):
-            for method in grid.methods:
+            for method in grid.rows:
                 for config in draw(grid, method):
                     yield Job(spot=spot, method=method, config=config, tuning=True)
 
 
 def score(grid: Grid, dataset: Dataset, cell: Mapping[str, Any]) -> tuple[int, float]:
-    """(rank, gap): smaller is better. Failed or too costly runs rank last, then those that fail the utility gate."""
-    epochs = recipe_for(dataset, grid.data, **grid.train).epochs
-    if "error" in cell or cell["passes"] > grid.cost * epochs:
+    """(rank, gap): smaller is better. Failed or too costly runs rank last, then those that fail the utility gate.
+
+    ``tune_by = "no_reference"`` ranks by the stop rule's own utility and J instead, which know no retrained network.
+    """
+    if "error" in cell or cell["passes"] > most_passes(grid, dataset):
         return 2, math.inf
+    if grid.tune_by == "no_reference":
+        return (2, math.inf) if cell["J"] is None else (int(not cell["J_utility"]), cell["J"])
     u, r = cell["onnx"], cell["retrained"]
     if any(u[k] is None or r[k] is None for k in TUNED_ON):
         return 2, math.inf
@@ -129,7 +134,7 @@ def choose(grid: Grid, dataset: Dataset, cells: Mapping[str, Mapping[str, Any]])
     out = []
     for target in targets(grid, dataset):
         where = tuning_spots(grid, dataset, target) if grid.budget > 1 else []
-        for method in grid.methods:
+        for method in grid.rows:
             configs = draw(grid, method)
             tried = []
             for i, config in enumerate(configs):

@@ -11,10 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qunlearn.bench.cell import ROWS, Bench, Spot, keys_of
+from qunlearn.bench.cell import Bench
+from qunlearn.bench.draw import check
 from qunlearn.bench.grid import Grid
 from qunlearn.bench.networks import Key, load_dataset, network
 from qunlearn.bench.plan import Job, choose, described, report_jobs, spots, tuning_jobs
+from qunlearn.bench.scene import ROWS, Spot, keys_of
 from qunlearn.bench.store import Store
 from qunlearn.errors import ConfigError, InvariantError
 from qunlearn_export.files import write_atomic
@@ -35,9 +37,10 @@ def _compute(bench: Bench, task: Task) -> Iterator[dict[str, Any]]:
             found = bench.row(job.spot, job.method)
         else:
             found = bench.run(job.spot, job.method, job.config, tuning=job.tuning)
+        of = {"of": bench.grid.base(job.method)} if job.method in bench.grid.variants else {}
         yield _finite({
             "id": job.id(bench.grid), **asdict(job.spot), "method": job.method, "config": dict(job.config),
-            "tuning": job.tuning, **found,
+            "tuning": job.tuning, **of, **found,
         })  # fmt: skip
 
 
@@ -139,8 +142,9 @@ def run(
     """
     if processes < 1:
         raise ConfigError("processes must be at least 1.", remedy="Give --processes 2.")
+    check(grid)
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(grid), indent=2, sort_keys=True) + "\n"
+    text = json.dumps(grid.to_json(), indent=2, sort_keys=True) + "\n"
     known = out / GRID
     if known.exists() and known.read_text() != text:
         raise ConfigError(f"{out} holds the results of another grid.", remedy="Use another output folder.")

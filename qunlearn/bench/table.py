@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qunlearn.bench.cell import ORIGINAL, RETRAINED, ROWS, SECOND_RETRAINED
 from qunlearn.bench.runner import CHOSEN, GRID
+from qunlearn.bench.scene import ORIGINAL, RETRAINED, ROWS, SECOND_RETRAINED
 from qunlearn.bench.store import Store
 from qunlearn.data.request import Request
 from qunlearn.errors import ArtefactError
 
 SHOWN = ("forget_accuracy", "retain_accuracy", "test_accuracy", "mia")
 HEADS = {"forget_accuracy": "FA", "retain_accuracy": "RA", "test_accuracy": "TA", "mia": "MIA"}
+NO_REFERENCE = "Configurations were chosen by the stop rule's J alone: no retrained network was looked at.\n"
 DISAGREE = 0.005
 """Torch and file columns further apart than this are marked."""
 
@@ -150,7 +151,7 @@ def tables(folder: Path) -> dict[str, Any]:
 
 def text(value: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    parts = []
+    parts = [NO_REFERENCE] if value["grid"].get("tune_by") == "no_reference" else []
     for s in value["sections"]:
         seeds = f"seeds {', '.join(map(str, s['seeds']))}" if len(s["seeds"]) > 1 else f"one seed ({s['seeds'][0]})"
         requests = ", ".join(s["requests"])

@@ -101,10 +101,15 @@ class Request:
         return f"{len(self.values)} {noun}{'s' if len(self.values) > 1 else ''}"
 
     def classes(self, dataset: Dataset) -> tuple[int, ...]:
-        """The classes that a ``class`` request forgets (ascending); empty for other kinds."""
+        """The classes that a ``class`` request forgets (ascending); empty for other kinds.
+
+        A value with commas that is no class name itself lists several, so that ``class=3,8`` can be written inline.
+        """
         if self.kind != "class":
             return ()
-        return tuple(sorted(set(_lookup(self.values, dataset.class_names, "class"))))
+        names = dataset.class_names
+        values = [w.strip() for v in self.values for w in ([v] if v in names else v.split(","))]
+        return tuple(sorted(set(_lookup(values, names, "class"))))
 
     def groups(self, dataset: Dataset) -> tuple[str, ...]:
         """The groups that a ``group`` request forgets (sorted); empty for other kinds."""

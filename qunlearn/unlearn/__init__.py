@@ -13,7 +13,7 @@ from qunlearn.unlearn.bad_teacher import BadTeacher
 from qunlearn.unlearn.base import SHIPS, Unlearner
 from qunlearn.unlearn.boundary_shrink import BoundaryShrink
 from qunlearn.unlearn.card import GroupValue, ReferenceCard
-from qunlearn.unlearn.context import Context, UnlearnResult
+from qunlearn.unlearn.context import Context, TooCostlyError, UnlearnResult
 from qunlearn.unlearn.ec import EC, plug_ec
 from qunlearn.unlearn.ft import FT
 from qunlearn.unlearn.ga import GA
@@ -86,6 +86,7 @@ __all__ = [
     "GroupValue",
     "Hyper",
     "ReferenceCard",
+    "TooCostlyError",
     "UnlearnResult",
     "Unlearner",
     "group_values",

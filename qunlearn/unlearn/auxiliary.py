@@ -119,21 +119,23 @@ def _pretrain(ctx: Context, aux: Auxiliary, stages: Stages, epochs: int) -> None
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     aux.train()
-    for t in range(total):
-        optimizer.param_groups[0]["lr"] = PRETRAIN_LR * 0.5 * (1 + math.cos(math.pi * t / total))
-        rows = loader.next()
-        parts = [(ctx.data.forget, rows[rows < n]), (ctx.data.retain, rows[rows >= n] - n)]
-        batches = [to_device(ctx.task.batch(s, r), device_of(model)) for s, r in parts if len(r)]
-        x, y = torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches])
-        with torch.no_grad():
-            features, _, _ = stages(model, x)
-        ctx.count(len(y))
-        loss = torch.stack([F.cross_entropy(z, y) for z in aux(features)[1]]).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    for module, mode in modes:
-        module.training = mode
+    try:
+        for t in range(total):
+            optimizer.param_groups[0]["lr"] = PRETRAIN_LR * 0.5 * (1 + math.cos(math.pi * t / total))
+            rows = loader.next()
+            parts = [(ctx.data.forget, rows[rows < n]), (ctx.data.retain, rows[rows >= n] - n)]
+            batches = [to_device(ctx.task.batch(s, r), device_of(model)) for s, r in parts if len(r)]
+            x, y = torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches])
+            with torch.no_grad():
+                features, _, _ = stages(model, x)
+            ctx.count(len(y))
+            loss = torch.stack([F.cross_entropy(z, y) for z in aux(features)[1]]).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class AuxiliaryPart:

@@ -127,17 +127,19 @@ class Unlearner(ABC):
         resume: bool = False,
         progress: Progress | None = None,
         checkpoint_every: int = 25,
+        max_passes: float | None = None,
     ) -> UnlearnResult:
         """Unlearn ``splits.forget`` from a copy of ``model`` and check the outcome.
 
         ``request_kind`` is ``random``, ``ids``, ``group`` or ``class``; ``card`` the model's reference card. Of the
         splits only ``forget``, ``retain`` and ``heldout_stop`` are read. With ``run_dir`` (an existing folder) the
         state is saved every ``checkpoint_every`` steps; ``resume=True`` goes on from it and gives the bits of an
-        uninterrupted run, and starts from nothing where there is no state.
+        uninterrupted run, and starts from nothing where there is no state. ``max_passes`` ends a run that costs more
+        (sample gradients / size of the retain set); it is no setting and belongs to no digest.
 
         Raises ConfigError (hyper-parameters, folder), UnsupportedError (task, model), DataError (empty split),
-        DivergedError (non-finite; the last good state is kept as ``last_good.safetensors``), InvariantError (nothing
-        changed, or something that must not).
+        DivergedError (non-finite; the last good state is kept as ``last_good.safetensors``), TooCostlyError (beyond
+        ``max_passes``), InvariantError (nothing changed, or something that must not).
         """
         started = time.perf_counter()
         self.validate()
@@ -173,6 +175,7 @@ class Unlearner(ABC):
             resume=resume,
             progress=progress,
             checkpoint_every=checkpoint_every,
+            max_passes=max_passes,
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -200,7 +203,7 @@ class Unlearner(ABC):
             fields={"request_kind": request_kind, "seed": seed, **ctx.fields},
             trace=tuple(ctx.trace),
             seconds=ctx.earlier_seconds + time.perf_counter() - started,
-            passes=ctx.gradients / len(data.retain),
+            passes=ctx.passes,
         )
         if folder is not None:
             lines = "".join(canonical_json(row) + "\n" for row in result.trace)

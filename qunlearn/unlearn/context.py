@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from qunlearn.data.dataset import Samples
+from qunlearn.errors import ConfigError
 from qunlearn.quant import ChangeTable, QuantModel
 from qunlearn.tasks.base import Task
 from qunlearn.unlearn.card import ReferenceCard
@@ -18,6 +19,18 @@ from qunlearn.unlearn.pairing import rng_for
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called as ``progress(step, total_steps, trace_row)`` after every step."""
+
+
+CERTAIN = 0.75
+"""Share of a foreseen cost that must lie beyond the limit before a run is ended."""
+
+
+class TooCostlyError(ConfigError):
+    """A run asked for more sample gradients than its caller allows; ``passes`` is what it had computed by then."""
+
+    def __init__(self, message: str, *, remedy: str = "", passes: float) -> None:
+        super().__init__(message, remedy=remedy)
+        self.passes = passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +47,8 @@ class Context:
     """One run: ``model`` is a copy that the method changes in place, ``before`` the original, to be read only.
 
     ``identity`` is a digest of settings, data, model and seed; a checkpoint of another identity is refused. ``code`` is
-    the version of the code; a run that goes on under another one says so in a warning.
+    the version of the code; a run that goes on under another one says so in a warning. ``max_passes`` bounds the sample
+    gradients over the size of the retain set.
     """
 
     model: QuantModel
@@ -50,6 +64,7 @@ class Context:
     resume: bool = False
     progress: Progress | None = None
     checkpoint_every: int = 25
+    max_passes: float | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
@@ -65,8 +80,28 @@ class Context:
         return rng_for(self.seed, purpose)
 
     def count(self, samples: int) -> None:
-        """Record that ``samples`` sample gradients were computed (for ``passes``)."""
+        """Record that ``samples`` sample gradients are computed; TooCostlyError beyond ``max_passes``."""
         self.gradients += samples
+        if self.max_passes is not None and self.passes > self.max_passes:
+            raise self._too_costly(f"ended at {self.passes:.4g}")
+
+    def foresee(self, gradients: int) -> None:
+        """TooCostlyError for a run that will compute about ``gradients`` in all, if most of that is already too much.
+
+        The rest is a margin for epochs that do not cost the same, so that no run within its limit is ended.
+        """
+        passes = gradients / len(self.data.retain)
+        if self.max_passes is not None and CERTAIN * passes > self.max_passes:
+            raise self._too_costly(f"ended after {self.passes:.4g}, on the way to about {passes:.4g}")
+
+    def _too_costly(self, what: str) -> TooCostlyError:
+        text = f"{what} passes; at most {self.max_passes:.4g} are allowed."
+        return TooCostlyError(text, remedy="Use fewer epochs or steps.", passes=self.passes)
+
+    @property
+    def passes(self) -> float:
+        """Sample gradients so far / size of the retain set."""
+        return self.gradients / len(self.data.retain)
 
     def warn(self, code: str, text: str) -> None:
         """Add a warning once; ``code`` begins with ``W-``."""

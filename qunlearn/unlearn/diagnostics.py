@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qunlearn.quant import QuantModel
@@ -13,7 +15,9 @@ from qunlearn.quant.lower import latent_scale
 from qunlearn.quant.model import WEIGHTED
 from qunlearn.tasks.base import Batch, Task
 from qunlearn.unlearn.compose import Update
+from qunlearn.unlearn.context import Context
 from qunlearn.unlearn.orthogonal import add, dot, gram
+from qunlearn.unlearn.probe import device_of, to_device
 from qunlearn_kernels.arena import GradientArena
 from qunlearn_kernels.projection import dots
 
@@ -86,6 +90,45 @@ def half_batches(
         mean = (a + b) / 2
         square += dot(mean, mean)
     return inner + sum(len(h) for h in halves) / total * (square - inner), square
+
+
+def deep(
+    ctx: Context,
+    arena: GradientArena,
+    rows: NDArray[np.int64],
+    update: Update,
+    before: float,
+    *,
+    bn: str,
+    noise: list[list[float]],
+) -> dict[str, Any]:
+    """True changes of L_r on the retain batch ``rows`` and the share of the mean in its gradient (``rho2``).
+
+    ``before`` is the loss of the retain pass, which with frozen BatchNorm is the loss before the update. ``noise`` is
+    the window of earlier measurements, moved on in place.
+    """
+    task, model = ctx.task, ctx.model
+    model.eval()
+    device = device_of(model)
+    batch = to_device(task.batch(ctx.data.retain, rows), device)
+
+    def loss() -> float:
+        return float(task.loss(task.logits(model, batch), batch))
+
+    if bn != "frozen":
+        with torch.no_grad():
+            before = loss()
+    out: dict[str, Any] = actual_changes(loss, arena, update, before)
+    half = len(rows) // 2
+    if half:
+        pieces = (rows[:half], rows[half : 2 * half])
+        halves = [to_device(task.batch(ctx.data.retain, p), device) for p in pieces]
+        ctx.count(2 * half)
+        noise.append(list(half_batches(task, model, arena.params, halves, len(ctx.data.retain))))
+        del noise[:-WINDOW]
+        square = sum(b for _, b in noise)
+        out["rho2"] = sum(a for a, _ in noise) / square if square > 0 else 0.0
+    return out
 
 
 @torch.no_grad()

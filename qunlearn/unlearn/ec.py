@@ -10,20 +10,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from qunlearn.errors import ConfigError
 from qunlearn.fingerprint import digest_bytes
 from qunlearn.hyper import hyper, hypers
-from qunlearn.tasks.base import Batch
 from qunlearn.unlearn.auxiliary import AuxiliaryPart, Stages, pretrained
 from qunlearn.unlearn.base import Unlearner
-from qunlearn.unlearn.checkpoint import OptimizerPart, Part
+from qunlearn.unlearn.checkpoint import Part
 from qunlearn.unlearn.context import Context
 from qunlearn.unlearn.contrastive import FORMS
+from qunlearn.unlearn.ec_oeu import ErasingOEU
 from qunlearn.unlearn.erasure import Erasure, chosen_stages, stage_weights
-from qunlearn.unlearn.oeu import OEU, OEURun
+from qunlearn.unlearn.oeu import OEU
 from qunlearn.unlearn.pairing import Pairs
 from qunlearn.unlearn.probe import device_of, to_device
 from qunlearn.unlearn.representation import Representation
@@ -97,7 +96,7 @@ class EC(EpochSGD):
         """Auxiliary modules, then the base's loop (or the own one) with the terms of every stage added."""
         method = self.inner() if self.base else self
         if isinstance(method, OEU):
-            _Inside(method, ctx, self).loop()
+            ErasingOEU(method, ctx, self).loop()
         elif isinstance(method, Epochs):
             method.drive(ctx, self.plan(ctx), owner=self)
 
@@ -191,39 +190,6 @@ class Alongside:
     parts: Mapping[str, Part]
     representation: Representation | None
     finish: Callable[[], None]
-
-
-class _Inside(OEURun):
-    """OEU with EC: the contrast joins the forget loss, the deep supervision the retain loss, before the projection."""
-
-    def __init__(self, cfg: OEU, ctx: Context, ec: EC) -> None:
-        super().__init__(cfg, ctx, owner=ec)
-        along = ec.alongside(ctx)
-        self.ec, self.erasure = ec, along.erasure
-        self.optimizer = torch.optim.SGD(along.erasure.aux.parameters(), lr=float(cfg.lr), momentum=0.9)
-        self.more |= {**along.parts, "auxiliary optimizer": OptimizerPart(self.optimizer)}
-        self.representation, self.finish = along.representation, along.finish
-
-    def step(self, t: int) -> dict[str, Any]:
-        self.optimizer.zero_grad(set_to_none=True)
-        row = super().step(t)
-        self.optimizer.step()
-        return row
-
-    def retain_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        loss, row = super().retain_loss(batch)
-        terms = self.erasure(self._partner("forget", len(batch)), batch, self.ec.bn)
-        return loss + self.ec.gamma * terms.supervision, row
-
-    def forget_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        loss, row = super().forget_loss(batch)
-        terms = self.erasure(batch, self._partner("retain", len(batch)), self.ec.bn)
-        self.ctx.fields["skipped_anchors"] += terms.skipped
-        return loss + self.ec.gamma * self.ec.lam * terms.contrast, row
-
-    def _partner(self, role: str, count: int) -> Batch:
-        rows = self.rows[role][:count] if role == "forget" else self.rows[role]
-        return to_device(self.ctx.task.batch(getattr(self.ctx.data, role), rows), device_of(self.ctx.model))
 
 
 def plug_ec(base: Unlearner, ec: EC) -> EC:

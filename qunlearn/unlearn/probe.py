@@ -111,3 +111,14 @@ def group_values(model: nn.Module, task: Task, samples: Samples) -> dict[str, Gr
         v = value_of(task, logits, samples, np.flatnonzero(groups == name))
         out[str(name)] = GroupValue(accuracy=v.accuracy, confidence=min(1.0, v.confidence), samples=v.samples)
     return out
+
+
+@torch.no_grad()
+def confidence_quantile(model: nn.Module, task: Task, samples: Samples, q: float) -> float:
+    """The ``q``-quantile of the true-class probability over ``samples``; leaves the model in evaluation mode."""
+    model.eval()
+    device, parts = device_of(model), []
+    for start in range(0, len(samples), BATCH):
+        batch = to_device(task.batch(samples, np.arange(start, min(start + BATCH, len(samples)))), device)
+        parts.append(torch.exp(-task.loss(task.logits(model, batch), batch, reduction="none")))
+    return float(torch.quantile(torch.cat(parts).double(), q))

@@ -74,6 +74,8 @@ class Epochs(Unlearner):
         parameters = ctx.trainable()
         optimizer = self.optimizer([*parameters.values(), *plan.extra])
         ends = list(accumulate(plan.lengths))
+        even = len(set(plan.lengths)) == 1 and not owner.stop_rule
+        earlier = ctx.gradients
 
         def step(t: int) -> dict[str, Any]:
             lr = scheduled(float(self.lr), self.schedule, t, ends[-1])
@@ -88,6 +90,8 @@ class Epochs(Unlearner):
                 clamp_scales(ctx.model)
             if plan.after is not None:
                 plan.after()
+            if even and t == ends[0]:
+                ctx.foresee(earlier + len(ends) * (ctx.gradients - earlier))
             return {"epoch": epoch + 1, "lr": lr, "loss": float(loss.detach()), "grad_norm": norm, **row}
 
         parts = {"optimizer": OptimizerPart(optimizer), **plan.parts}

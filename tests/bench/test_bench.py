@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_toys import TINY, made, tiny
 
-from qunlearn import bench
+from qunlearn import bench, quant
 from qunlearn.bench import cell as cells
 from qunlearn.bench import runner as running
 from qunlearn.bench import table
 from qunlearn.bench.cell import Bench, Spot, closed
 from qunlearn.bench.draw import draw
-from qunlearn.bench.grid import Grid, grid_from
+from qunlearn.bench.grid import grid_from
 from qunlearn.bench.networks import load_dataset, network
 from qunlearn.bench.plan import choose, expanded, report_jobs, score, spots, tuning_jobs
 from qunlearn.bench.store import Store
@@ -29,16 +30,6 @@ from qunlearn.data.request import Request
 from qunlearn.data.splits import make_splits
 from qunlearn.errors import ArtefactError, ConfigError, InvariantError
 from qunlearn.unlearn import METHODS
-
-TINY: dict[str, Any] = {
-    "data": "digits", "models": ["resnet8@4"], "requests": ["class=3"], "methods": ["rl", "ga"], "seeds": [0],
-    "tune_seeds": [100], "budget": 2, "cost": 5.0, "subset": 300, "train": {"epochs": 2},
-    "shared": {"batch_size": 64},
-}  # fmt: skip
-
-
-def tiny(**more: Any) -> Grid:
-    return grid_from({**TINY, **more}, where="test")
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +184,6 @@ def test_kill_and_resume_over_processes(tmp_path: Path) -> None:
     assert (out / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
-def made(method: str, gap: float, seed: int, **more: Any) -> dict[str, Any]:
-    onnx = {"forget_accuracy": 0.5, "retain_accuracy": 0.9, "test_accuracy": 0.9, "mia": 0.5, "mia_degenerate": False}
-    return {
-        "model": "m", "bits": "w8a8", "request": "class=3", "seed": seed, "method": method, "config": {}, "gap": gap,
-        "onnx": onnx, "torch": onnx, "utility": [], "seconds": 1.0, "processor": 1.0, "passes": 1.0, **more,
-    }  # fmt: skip
-
-
 def test_bold_only_beyond_the_noise_floor() -> None:
     def rows(first: float, second: float, floor: float, seeds: int = 3) -> list[dict[str, Any]]:
         out = []
@@ -268,6 +251,48 @@ def test_failed_runs_are_cells(tmp_path: Path) -> None:
     spot = Spot(model="resnet8@4", bits="w8a8", request="class=3", seed=0)
     found = runner.run(spot, "ga", {"lr": 1e-9, "epochs": 1}, tuning=False)
     assert found["error"].startswith("InvariantError")
+
+
+def test_tuning_runs_end_at_the_cap(tmp_path: Path) -> None:
+    """A run that gets too dear fails there, its identity and the finished runs unchanged; the report has no cap."""
+    grid = tiny(cost=0.75)  # of two epochs: one and a half passes
+    dataset = load_dataset(grid, None)
+    runner = Bench(grid, dataset, tmp_path)
+    spot = Spot(model="resnet8@4", bits="w8a8", request="class=3", seed=100)
+    original = runner.scene(spot).original.model
+    modes, state = [m.training for m in original.modules()], quant.state_digest(original)
+    configs: list[dict[str, Any]] = [
+        {"epochs": 2, "lr": 0.01, "batch_size": 64},
+        {"epochs": 2, "lr": 0.01, "batch_size": 64, "stop_rule": True, "eval_every": 1000},
+        {"epochs": 10, "lr": 0.01, "batch_size": 64},
+    ]
+    cut = [runner.run(spot, "ft", c, tuning=True) for c in configs]
+    for found in cut:
+        assert found["error"].startswith("TooCostlyError")
+        assert found["seconds"] > 0
+        assert score(grid, dataset, found)[0] == 2
+    assert "on the way to about 10 passes" in cut[2]["error"]  # foreseen after the first epoch
+    assert cut[2]["passes"] == 1.0 < 1.5 < cut[0]["passes"] < 2.0
+    aux = runner.run(spot, "ec", {"epochs": 1, "aux_epochs": 9, "batch_size": 64}, tuning=True)
+    assert aux["error"].startswith("TooCostlyError")
+    assert ([m.training for m in original.modules()], quant.state_digest(original)) == (modes, state)
+    assert runner.run(spot, "ft", configs[0], tuning=False)["passes"] == 2.0
+    free = Bench(dataclasses.replace(grid, cost=5.0), dataset, tmp_path).run(spot, "ft", configs[0], tuning=True)
+    assert score(grid, dataset, free) == score(grid, dataset, cut[0])  # the same verdict as computed to its end
+    cheap = {**configs[0], "epochs": 1}
+    found = runner.run(spot, "ft", cheap, tuning=True)
+    same = Bench(dataclasses.replace(grid, cost=5.0), dataset, tmp_path).run(spot, "ft", cheap, tuning=True)
+    assert found["passes"] == 1.0
+    assert found["onnx"] == same["onnx"]
+    assert 0 < found["codes_changed"] <= 1
+    assert found["codes_changed"] + found["lost_to_rounding"] == pytest.approx(found["latents_moved"], abs=0.01)
+
+
+def test_identities_are_stable() -> None:
+    """Results that exist stay valid: what a cell is called depends on its figures' causes alone."""
+    spot = Spot(model="resnet8@4", bits="w8a8", request="class=3", seed=100)
+    found = cells.identity(tiny(), spot, "rl", {"lr": 0.01, "epochs": 3}, tuning=True)
+    assert found == "c51acd4cf91b98d4ed6feba326125ff1bbd2eb09d9b4ff0fe32b6d485083d060"
 
 
 def test_worker_that_dies_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

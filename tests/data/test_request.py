@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_a_number_is_a_name_where_class_names_are_numbers(make: Make) -> None:
     assert Request.parse("class=0").classes(data) == (2,)
     with pytest.raises(DataError, match=r"classes that do not exist: 1 .*The classes are 5, 6, 0"):
         Request.parse("class=1").select(data, 0)
+
+
+def test_several_classes_inline(toy: Dataset) -> None:
+    both = Request.parse("class=ant, bee")
+    assert both.classes(toy) == (0, 1)
+    parts = [Request.parse(f"class={n}").select(toy, 0) for n in ("ant", "bee")]
+    assert both.select(toy, 0).tolist() == sorted(np.concatenate(parts).tolist())
+    with pytest.raises(DataError, match="wasp"):
+        Request.parse("class=ant,wasp").select(toy, 0)
+    named = dataclasses.replace(toy, class_names=("ant", "ant,bee", "bee"))
+    assert Request.parse("class=ant,bee").classes(named) == (1,)
 
 
 def test_group_is_chosen_by_name_only(toy: Dataset) -> None:
