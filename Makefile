@@ -36,9 +36,9 @@ bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_first_order.py
 	$(BIN)/python benchmarks/bench_interference.py
+	$(BIN)/python benchmarks/bench_methods.py
 	$(BIN)/python benchmarks/bench_demo.py
 	$(BIN)/python benchmarks/bench_verdicts.py
-	$(BIN)/python benchmarks/bench_verdicts.py --tuned
 	$(BIN)/python benchmarks/bench_oeu_matched.py
 	$(BIN)/python benchmarks/bench_firmware.py
 	$(BIN)/python benchmarks/bench_forms.py

@@ -1,14 +1,14 @@
 """OEU with and without projection, compared where they have forgotten equally much.
 
-    python benchmarks/bench_oeu_matched.py [--seeds 0 1 2] [--groups lucas] [--work runs/bench_demo]
+    python benchmarks/bench_oeu_matched.py [--seeds 0 1 2] [--groups lucas] [--work runs/bench]
                                            [--out benchmarks/results]
 
-For every seed one DS-CNN (spoken digits, w8a8) and its reference card are taken from ``--work``, and trained there if
-absent (the folder that ``bench_demo.py`` fills). Then OEU forgets one speaker with scope global, layer and none, each
-under the same settings. The middle of the target band is the accuracy on that speaker of the network retrained
-without it. All forget samples are evaluated every few steps; an evaluation within two points of the middle is
-*matched*, and for it the accuracy on the whole retain set is taken. Compared are the best matched evaluations: all
-settings of one scope against all settings of another. The settings were fixed after pilot
+For every seed one DS-CNN (spoken digits, w8a8) and the network retrained without the speaker are taken from
+``--work``, and trained there if absent (the folder that ``bench_methods.py`` fills). Then OEU forgets one speaker
+with scope global, layer and none, each under the same settings. The middle of the target band is the accuracy on that
+speaker of the network retrained without it. All forget samples are evaluated every few steps; an evaluation within
+two points of the middle is *matched*, and for it the accuracy on the whole retain set is taken. Compared are the best
+matched evaluations: all settings of one scope against all settings of another. The settings were fixed after pilot
 runs on these seeds and on seed 100, so that runs reach the window, and are tuned for no scope; ``e2-slow`` was added
 when ``e2`` had left cases without a match.
 
@@ -29,14 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_demo import networks
+from bench_methods import GRIDS
 
 from qunlearn import tasks
-from qunlearn.cli import journey
-from qunlearn.cli import workspace as ws
-from qunlearn.cli.common import Settings
-from qunlearn.data.request import Request
-from qunlearn.data.splits import make_splits
+from qunlearn.bench.grid import read_grid
+from qunlearn.bench.networks import load_dataset
+from qunlearn.bench.scene import Scene, Spot, scene
 from qunlearn.errors import DivergedError
 from qunlearn.quant.state import load_tensors
 from qunlearn.unlearn import METHODS, checkpoint
@@ -56,13 +54,14 @@ WINDOW = 0.02
 ALL = 1_000_000
 
 
-def run(nets: journey.Networks, splits: Any, cell: Mapping[str, Any]) -> dict[str, Any]:
+def run(at: Scene, cell: Mapping[str, Any]) -> dict[str, Any]:
     """One run: forget accuracy along the trajectory, retain accuracy where it is matched."""
     task = tasks.get("classification")
-    middle = nets.card.groups[cell["group"]].accuracy
+    assert at.card is not None
+    middle, splits = at.card.groups[cell["group"]].accuracy, at.splits
     forget = Probe(task, splits.forget, size=ALL, seed=0, purpose="forget")
     retain = Probe(task, splits.retain, size=ALL, seed=0, purpose="retain")
-    model = copy.deepcopy(nets.base)
+    model = copy.deepcopy(at.original.model)
     evaluations: list[dict[str, Any]] = []
     ended, start = "steps", time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +86,7 @@ def run(nets: journey.Networks, splits: Any, cell: Mapping[str, Any]) -> dict[st
         )
         try:
             method(
-                nets.base,
+                at.original.model,
                 splits,
                 task,
                 request_kind="group",
@@ -207,29 +206,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", nargs="+", default=["lucas"])
-    parser.add_argument("--work", type=Path, default=Path("runs/bench_demo"))
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    settings = Settings()
-    args.work.mkdir(parents=True, exist_ok=True)
+    grid = read_grid(GRIDS / "kws.toml")
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "oeu_matched.json"
     known = json.loads(path.read_text())["runs"] if path.exists() else []
-    dataset = ws.load_data(settings, journey.SOURCE)
+    dataset = load_dataset(grid, None)
     facts = {"steps": STEPS, "every": EVERY, "common": COMMON}
     cases = [(seed, group) for seed in args.seeds for group in args.groups]
     runs: list[dict[str, Any]] = []
     for (name, chosen), (seed, group) in itertools.product(SETTINGS.items(), cases):
-        nets = networks(settings, args.work, seed)
-        splits = make_splits(dataset, Request("group", (group,)), seed=seed)
+        spot = Spot(model=grid.models[0], bits=grid.bits[0], request=f"group={group}", seed=seed)
+        at = scene(grid, dataset, spot, args.work / "kws")
         for scope in SCOPES:
             cell = {"seed": seed, "group": group, "scope": scope, "setting": name, "settings": chosen, **facts}
             same = [r for r in known if {k: r[k] for k in cell} == cell]
-            runs.append(same[0] if same else run(nets, splits, cell))
+            runs.append(same[0] if same else run(at, cell))
             hits = [e for e in runs[-1]["evaluations"] if e["a_r"] is not None]
             best = max((f"{e['a_r']:.4f}" for e in hits), default="none")
-            settings.say(f"{name} seed {seed} {group} {scope}: {len(hits)} matched, best {best}")
+            print(f"{name} seed {seed} {group} {scope}: {len(hits)} matched, best {best}", flush=True)
             done = [c for c in cases if any((r["seed"], r["group"]) == c for r in runs)]
             value = {"rows": compare(runs, done, list(SETTINGS)), "runs": runs + kept(known, runs)}
             path.write_text(json.dumps(value, sort_keys=True) + "\n")

@@ -1,11 +1,10 @@
 """What ``qunlearn demo`` says about each of the six speakers, with the networks that travel with the package.
 
-    python benchmarks/bench_verdicts.py [--tuned] [--out benchmarks/results]
+    python benchmarks/bench_verdicts.py [--out benchmarks/results]
 
-The demo shows one speaker; this table shows all of them, with the reasons that the audit gives. ``--tuned`` takes the
-settings that ``bench_demo.py`` chose in place of the demo's own. Results: ``verdicts.json`` and ``verdicts.md``, or
-``verdicts_tuned.json`` and ``verdicts_tuned.md``. One seed: rounding in sums over threads can move a single run by some
-points, so the number of threads is recorded.
+The demo shows one speaker; this table shows all of them, with the reasons that the audit gives. Results:
+``verdicts.json`` and ``verdicts.md``. One seed: rounding in sums over threads can move a single run by some points, so
+the number of threads is recorded.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,11 @@ from qunlearn.cli.common import Settings
 METRICS = ("forget", "retain", "test", "mia")
 
 
-def judge(settings: Settings, group: str, method: Mapping[str, str]) -> dict[str, Any]:
+def judge(settings: Settings, group: str) -> dict[str, Any]:
     """Figures, verdict, reasons and cost of the demo for one speaker."""
     dataset = ws.load_data(settings, journey.SOURCE)
     with tempfile.TemporaryDirectory() as folder:
-        done = journey.erase(settings, journey.shipped(dataset), dataset, group, Path(folder), method=method)
+        done = journey.erase(settings, journey.shipped(dataset), dataset, group, Path(folder))
     value = done.to_json()
     return {
         "group": group,
@@ -55,17 +53,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tuned", action="store_true", help="the settings in demo.json of the results folder")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     settings = Settings()
-    method = json.loads((args.out / "demo.json").read_text())["chosen"]["oeu"] if args.tuned else dict(journey.METHOD)
-    rows = [judge(settings, g, method) for g in ws.load_data(settings, journey.SOURCE).group_names]
+    rows = [judge(settings, g) for g in ws.load_data(settings, journey.SOURCE).group_names]
     args.out.mkdir(parents=True, exist_ok=True)
-    name = "verdicts_tuned" if args.tuned else "verdicts"
-    facts = {"threads": torch.get_num_threads(), "torch": torch.__version__, "method": method}
-    (args.out / f"{name}.json").write_text(json.dumps({**facts, "rows": rows}, indent=2, sort_keys=True) + "\n")
-    (args.out / f"{name}.md").write_text(table(rows))
+    facts = {"threads": torch.get_num_threads(), "torch": torch.__version__, "method": dict(journey.METHOD)}
+    (args.out / "verdicts.json").write_text(json.dumps({**facts, "rows": rows}, indent=2, sort_keys=True) + "\n")
+    (args.out / "verdicts.md").write_text(table(rows))
     print(table(rows))
 
 

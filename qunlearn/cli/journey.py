@@ -134,14 +134,13 @@ def erase(
     folder: Path,
     *,
     seed: int = SEED,
-    method: Mapping[str, str] = METHOD,
 ) -> Journey:
-    """Forget one group with OEU so set, export all three networks into ``folder``, audit the int8 files."""
+    """Forget one group with OEU, export all three networks into ``folder``, audit the int8 files."""
     if dataset.group is None or group not in dataset.group_names:
         raise ConfigError(f"unknown group {group!r}.", remedy=f"Groups: {', '.join(dataset.group_names)}.")
     request = Request("group", (group,))
     splits = make_splits(dataset, request, seed=seed)
-    configured = METHODS["oeu"].from_settings(method)
+    configured = METHODS["oeu"].from_settings(METHOD)
     with settings.progress("unlearning") as update:
         result = configured(
             networks.base,
