@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -9,8 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qunlearn import fingerprint, quant, tasks
-from qunlearn.audit import scores
+from qunlearn.audit import layers, scores
 from qunlearn.audit.mia import FPR, FPR_MIN_N
 from qunlearn.audit.predictor import OnnxPredictor, Predictor, TorchPredictor
 from qunlearn.audit.summary import gap, summary
@@ -22,12 +25,14 @@ from qunlearn.bench.scene import ORIGINAL, RETRAINED, Scene, Spot, closed, keys_
 from qunlearn.data.dataset import Dataset
 from qunlearn.data.splits import Splits
 from qunlearn.errors import QunlearnError
+from qunlearn.tasks.similarity import cka
 from qunlearn.unlearn import METHODS, TooCostlyError
 from qunlearn.unlearn.stopping import Evaluator, StopRule, target_band
 from qunlearn_export import writer
 
 CLOSED_SETS = ("forget", "retain", "heldout")
 OPEN_SETS = ("forget", "retain", "heldout", "test", "forget_test")
+CKA_FEWEST, CKA_SAMPLES = 50, 500
 PROBE = 500
 """Samples of each set that J is of, at most: the default of the stop rule."""
 
@@ -69,6 +74,15 @@ def beside(predictor: Predictor, reference: Predictor, splits: Splits, *, tuning
         inside = scores.confidence(z, splits.forget.targets())
         out["tpr_at_fpr"] = float(scores.tpr_at_fpr(inside, outside, FPR).mean())
     return out
+
+
+def similarity(predictor: Predictor, original: Predictor, splits: Splits, seed: int) -> float | None:
+    """Debiased linear CKA of both files' penultimate features on the forget set; None where it is undefined."""
+    rows = np.random.default_rng([seed, 41]).permutation(len(splits.forget))[:CKA_SAMPLES]
+    samples = splits.forget.take(np.sort(rows))
+    a, b = (layers.features(p, samples, (layers.PENULTIMATE,))[layers.PENULTIMATE] for p in (predictor, original))
+    value = cka(a, b) if len(samples) >= CKA_FEWEST else math.nan
+    return value if math.isfinite(value) else None
 
 
 class Bench:
@@ -178,6 +192,7 @@ class Bench:
         else:
             out["torch"] = figures(self.grid, TorchPredictor(model), splits, seed, tuning=False)
             out["gap"] = gap(onnx, against)
+            out["cka"] = similarity(shipped, self._file(at, ORIGINAL), splits, seed)
         return out
 
 

@@ -73,8 +73,8 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 row[key] = _spread([c["onnx"][key] for c in good])
             row["gap"] = _spread([c["gap"] for c in good])
             row["gaps"] = {f"{c['request']}/{c['seed']}": c["gap"] for c in good}
-            for key in ("seconds", "processor", "passes", "codes_changed", "entropy", "max_probability", "kl_forget",
-                        "kl_test", "tpr_at_fpr", "dead"):  # fmt: skip
+            for key in ("seconds", "processor", "passes", "codes_changed", "latents_moved", "lost_to_rounding", "dead",
+                        "entropy", "max_probability", "kl_forget", "kl_test", "tpr_at_fpr", "cka"):  # fmt: skip
                 values = [c[key] for c in good if c.get(key) is not None]
                 if values:
                     row[key] = statistics.fmean(values)
@@ -121,7 +121,7 @@ def _embolden(rows: Sequence[dict[str, Any]]) -> None:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """One table: per cent, mean +- standard deviation over requests and seeds."""
-    head = ["method", *HEADS.values(), "Avg Gap", "codes changed", "passes", "time", "cells", "remarks"]
+    head = ["method", *HEADS.values(), "Avg Gap", "CKA", "codes changed", "passes", "time", "cells", "remarks"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for r in rows:
         if "gap" not in r:
@@ -131,9 +131,10 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         values = [
             f"{100 * r[k][0]:.1f}" + (f" +- {100 * r[k][1]:.1f}" if r["cells"] > 1 else "") for k in (*SHOWN, "gap")
         ]
+        cka = f"{r['cka']:.2f}" if "cka" in r else "-"
         codes = f"{100 * r['codes_changed']:.1f}" if "codes_changed" in r else "-"
         remarks = [*r["marks"], *([f"{r['failed']} failed"] if r["failed"] else [])]
-        cells = [name, *values, codes, f"{r['passes']:.1f}", f"{100 * r['time_share']:.0f} %", str(r["cells"])]
+        cells = [name, *values, cka, codes, f"{r['passes']:.1f}", f"{100 * r['time_share']:.0f} %", str(r["cells"])]
         lines.append(f"| {' | '.join(cells)} | {', '.join(remarks)} |")
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bench_toys import TINY, made, tiny
 
@@ -132,6 +133,20 @@ def test_results_and_table(finished: Path) -> None:
         assert chosen["tried"] == 2
 
 
+def test_similarity_of_the_files(finished: Path) -> None:
+    grid = tiny()
+    spot = spots(grid, load_dataset(grid, None), tuning=False)[0]
+    at = cells.scene(grid, load_dataset(grid, None), spot, finished / "work")
+    original, retrained = (cells.file_of(t.model, t.config) for t in (at.original, at.retrained))
+    whole = make_splits(sources.load("digits"), Request.parse("class=3"), seed=0)
+    assert cells.similarity(original, original, whole, 0) == pytest.approx(1, abs=1e-9)
+    other = cells.similarity(retrained, original, whole, 0)
+    assert other is not None
+    assert other < 0.999
+    few = dataclasses.replace(whole, forget=whole.forget.take(np.arange(20)))
+    assert cells.similarity(retrained, original, few, 0) is None
+
+
 def test_running_again_computes_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (finished / "cells.jsonl").read_bytes()
     monkeypatch.setattr(Bench, "run", lambda *a, **k: pytest.fail("a finished cell was computed again"))
@@ -158,26 +173,32 @@ def test_results_are_immutable(finished: Path, tmp_path: Path) -> None:
 
 
 def test_kill_and_resume_over_processes(tmp_path: Path) -> None:
-    """SIGKILL after the first cell; the finished cells are kept and the others added by two processes."""
+    """SIGKILL after the first cell: the workers end too, finished cells are kept, and the others are added."""
     grid = tmp_path / "grid.toml"
     lines = ['data = "digits"', 'models = ["resnet8@4"]', 'requests = ["class=3", "class=5"]', 'methods = ["rl"]']
     lines += ["seeds = [0]", "budget = 1", "subset = 300", "[train]", "epochs = 1", "[shared]", "batch_size = 64"]
     grid.write_text("\n".join(lines) + "\n")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "qunlearn", "bench", "run", str(grid), "-o", str(out)]
+    command = [sys.executable, "-m", "qunlearn", "bench", "run", str(grid), "-o", str(out), "--processes", "2"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     file = out / "cells.jsonl"
     deadline = time.monotonic() + 120
     while not (file.exists() and file.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.02)
+    workers = [
+        Path("/proc") / pid for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 30
+    while any(w.exists() for w in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [w for w in workers if w.exists()], "workers outlive a killed run"
     first = file.read_bytes()
     kept = first[: first.rfind(b"\n") + 1]
     assert kept
-    done = subprocess.run(
-        [*command, "--processes", "2"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert file.read_bytes().startswith(kept)
     assert len(Store(out).cells) == 8
