@@ -79,6 +79,7 @@ PROOFS: dict[int, tuple[str, ...]] = {
         "test_docs.py::test_a_stale_page_and_a_broken_marker_are_found",
     ),
     15: (
+        "audit/test_contract.py::test_r15_peak_memory_is_that_of_one_chunk_of_inputs",
         "audit/test_gates.py::test_r15_model_calls_are_bounded",
         "test_house.py::test_help_is_light",
         "kernels/test_backends.py::test_without_triton_the_message_has_the_install_line",
