@@ -207,6 +207,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "commands": _commands,
     "result-step": _step,
     "result-forms": partial(_result, "forms"),
+    "result-size": partial(_result, "size"),
     "result-delta": partial(_result, "delta"),
     "result-firmware": partial(_result, "firmware"),
     "result-ec": partial(_result, "ec"),

@@ -11,12 +11,14 @@ import dataclasses
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bundle_cases
 import numpy as np
 import onnx
 import pytest
@@ -26,7 +28,21 @@ from qunlearn import errors, models, quant
 from qunlearn.audit import AUDITS, GLOSSARY
 from qunlearn.audit.run import kinds_of
 from qunlearn.cli import journey
-from qunlearn_export import check, degenerate, oracle, parity, probe, reader, runtime, writer
+from qunlearn_export import (
+    boards,
+    check,
+    codegen,
+    degenerate,
+    keys,
+    oracle,
+    package,
+    parity,
+    probe,
+    reader,
+    runtime,
+    verify,
+    writer,
+)
 from qunlearn_export import graph as g
 from qunlearn_export import inspect as inspection
 from qunlearn_export.parity_c import CColumn
@@ -48,6 +64,11 @@ PROOFS: dict[int, tuple[str, ...]] = {
     7: ("export/test_trained.py::test_files_are_hardly_larger_than_their_codes",),
     8: ("cli/test_inspect.py::test_label_and_exit_codes",),
     9: ("export/test_oracle.py::test_oracle_equals_brute_force",),
+    10: (
+        "firmware/test_emulator.py::test_symbols",
+        "firmware/test_matrix.py::test_stack",
+        "export/test_codegen.py::test_everything_compiles_without_a_warning",
+    ),
     11: ("quant/test_state.py::test_partial_loads_are_refused",),
     12: ("audit/test_contract.py::test_r12_every_metric_has_a_glossary_entry",),
     13: ("audit/test_contract.py::test_r13_collapse_never_passes",),
@@ -58,11 +79,16 @@ PROOFS: dict[int, tuple[str, ...]] = {
         "test_docs.py::test_a_stale_page_and_a_broken_marker_are_found",
     ),
     15: (
+        "audit/test_contract.py::test_r15_peak_memory_is_that_of_one_chunk_of_inputs",
         "audit/test_gates.py::test_r15_model_calls_are_bounded",
         "test_house.py::test_help_is_light",
         "kernels/test_backends.py::test_without_triton_the_message_has_the_install_line",
     ),
     16: ("export/test_goldens.py::test_bytes_do_not_depend_on_the_hash_seed",),
+    17: (
+        "cli/test_bundle.py::test_level_three_finds_a_forged_audit",
+        "export/test_manifest.py::test_the_limits_are_in_every_manifest_and_say_what_a_signature_is_not",
+    ),
     18: ("kernels/test_backends.py::test_a_named_backend_never_falls_back",),
     19: ("audit/test_contract.py::test_r21_unknown_field_refused_and_r19_all_problems_at_once",),
     20: ("audit/test_contract.py::test_r20_mixed_artefact_kinds_are_refused",),
@@ -72,11 +98,6 @@ PROOFS: dict[int, tuple[str, ...]] = {
         "audit/test_contract.py::test_r21_inputs_are_not_modified",
     ),
 }
-ELSEWHERE: dict[int, str] = {
-    10: "firmware: generated C compiles freestanding, holds no heap, states its sizes",
-    17: "bundle: verify recomputes an audit from the signed bundle",
-}
-"""Requirements of artefacts whose tests live in their own rooms, under the requirement's number."""
 
 
 def functions(path: Path) -> set[str]:
@@ -85,8 +106,7 @@ def functions(path: Path) -> set[str]:
 
 def test_every_requirement_has_its_test_and_every_pointer_its_target() -> None:
     mine = {int(m[1]) for name in functions(Path(__file__)) if (m := re.match(r"test_r(\d\d)_", name))}
-    assert mine | set(ELSEWHERE) == set(range(1, 22))
-    assert not mine & set(ELSEWHERE)
+    assert mine == set(range(1, 22))
     for number, pointers in PROOFS.items():
         for pointer in pointers:
             file, _, name = pointer.partition("::")
@@ -235,6 +255,26 @@ def test_r09_the_rounding_rule_on_a_million_sums_and_every_half() -> None:
     assert oracle._scaled(exact, np.array([0.5], np.float32), 0, -128, 127)[:, 0].tolist() == [0, 2, 2, 0, -2, -2]
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_r10_generated_c_is_freestanding_and_states_its_sizes(graph: g.Graph, tmp_path: Path) -> None:
+    found = codegen.site(graph)
+    package.fill(tmp_path, codegen.generate(found, codegen.Options(boards=("host",), vectors=4)))
+    sources = sorted({*(p.name for p in tmp_path.glob("*.c"))} - {"main.c"})
+    assert {"model.c", "weights.c", "selftest.c", "qul_rt.c", "qul_kernels_ref.c"} <= set(sources)
+    flags = [*boards.COMMON, *boards.BARE, "-O2", "-I.", "-c"]
+    subprocess.run(["cc", *flags, *sources], cwd=tmp_path, check=True)
+    rows = subprocess.run(["nm", *(p.name for p in tmp_path.glob("*.o"))], cwd=tmp_path, capture_output=True, text=True)
+    symbols = [line.split() for line in rows.stdout.splitlines() if line and not line.endswith(":")]
+    defined = {row[2] for row in symbols if len(row) == 3}
+    from_outside = {row[1] for row in symbols if len(row) == 2 and row[0] == "U"} - defined
+    assert len(defined) > 20
+    assert not from_outside - {"_GLOBAL_OFFSET_TABLE_"}
+    stacks = [line.split("\t") for p in tmp_path.glob("*.su") for line in p.read_text().splitlines()]
+    assert len(stacks) > 10
+    assert {kind for _, _, kind in stacks} == {"static"}
+    assert f"#define MODEL_ARENA_BYTES {found.arena.size}" in (tmp_path / "model.h").read_text()
+
+
 def test_r11_a_missing_scale_is_named_and_a_reload_is_bit_equal(shipped: quant.QuantModel, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -289,6 +329,25 @@ def test_r16_two_exports_are_equal_and_carry_no_trace_of_the_host(graph: g.Graph
         assert first == writer.serialize(probe.probe_graph(), form=form)
         for word in (platform.node(), str(Path.home()), time.strftime("%Y-%m"), str(HERE)):
             assert not word or word == "/" or word.encode() not in first
+
+
+def test_r17_a_signature_over_a_false_claim_is_valid_and_the_claim_can_be_run_again(graph: g.Graph) -> None:
+    """Who signed is level 1; whether it is true is level 3, for which the manifest names command, seed and inputs."""
+    world = bundle_cases.make(graph, bundle_cases.unlearned(graph))
+    built = world.build()
+    trust = {keys.key_digest(bundle_cases.SIGNER.public)[:8]: bundle_cases.SIGNER.public}
+    predicate = built.manifest["predicate"]
+    again = {row["audit"]: row for row in predicate["rerun"]}
+    assert {a["audit"] for a in predicate["audits"]} == set(again) == {"accuracy", "mia"}
+    for name, row in again.items():
+        assert row["command"].startswith("qunlearn verify")
+        assert f"--audit {name}" in row["command"]
+        assert {predicate["base"]["onnx"], predicate["target"]["onnx"]} <= set(row["inputs"].values())
+    lie = world.build(audit=world.audited("results/onnx-all/0/value", 0.65))
+    assert {a["value"] for a in lie.manifest["predicate"]["audits"]} == {0.65, 0.7}
+    for data in (built.data, lie.data):
+        verify.open_bundle(data, trust)
+    assert any("signature over a false claim is still valid" in text for text in predicate["limits"])
 
 
 def test_r18_what_is_named_runs_or_fails(graph: g.Graph) -> None:

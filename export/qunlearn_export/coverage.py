@@ -17,7 +17,8 @@ import onnxruntime as ort
 
 from qunlearn_export import graph as g
 from qunlearn_export.errors import ArtefactError
-from qunlearn_export.runtime import cpu_flags, make_session, read_bytes
+from qunlearn_export.memory import make_room
+from qunlearn_export.runtime import cpu_flags, make_session, proto_fields, read_bytes
 
 INTEGER = (
     "QLinearConv",
@@ -30,6 +31,7 @@ INTEGER = (
 )
 AUXILIARY = ("QLinearAdd", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearConcat", "NhwcMaxPool")
 WEIGHT_ONLY = "MatMulNBits"
+GRAPH = 7
 _MOVES = ("Transpose", "Reshape", "Flatten", "MaxPool")
 _SUFFIX = re.compile(r"\.weight(_s8_2_u8.*|_token_.*|_zp.*)?$")
 
@@ -77,13 +79,13 @@ def coverage(
 ) -> Coverage:
     """Read the graph that :func:`make_session` at level ``all`` runs; ``graph``, or its :func:`layer_costs`, give the
     MACs of every layer."""
-    data = read_bytes(file)
-    total = _weighted_nodes(data)
+    total = _weighted_nodes(skeleton(read_bytes(file)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
-        make_session(data, optimized_path=path)
+        make_session(file, optimized_path=path, lean=True)
+        make_room()
         try:
-            optimized = onnx.load(str(path)).graph
+            optimized = skeleton(path.read_bytes())
         except OSError as err:
             raise ArtefactError("ONNX Runtime wrote no optimised graph.", remedy="Check the temporary folder.") from err
     ops = Counter(n.op_type for n in optimized.node)
@@ -109,9 +111,28 @@ def layer_costs(graph: g.Graph) -> dict[str, int]:
     return {layer.name: layer_macs(graph, layer) for layer in graph.weighted()}
 
 
-def _weighted_nodes(data: bytes) -> int:
+def skeleton(data: bytes) -> onnx.GraphProto:
+    """Nodes, inputs, and constants without their numbers, of the bytes of a model: little beside a large file."""
+    graph = onnx.GraphProto()
+    bodies = [v for n, v in proto_fields(data) if n == GRAPH and not isinstance(v, int)]
+    for number, value in (f for body in bodies for f in proto_fields(body)):
+        if isinstance(value, int):
+            continue
+        match number:
+            case 1:
+                graph.node.add().ParseFromString(bytes(value))
+            case 5:
+                facts = dict(reversed([f for f in proto_fields(value) if f[0] in (2, 8)]))
+                name, kind = facts.get(8, b""), facts.get(2, 0)
+                if not isinstance(name, int) and isinstance(kind, int):
+                    graph.initializer.add(name=bytes(name).decode("utf-8", "replace"), data_type=kind)
+            case 11:
+                graph.input.add().ParseFromString(bytes(value))
+    return graph
+
+
+def _weighted_nodes(original: onnx.GraphProto) -> int:
     """Conv, Gemm and MatMul with int8 weights, and integer operators, in the file as it was written."""
-    original = onnx.load_from_string(data).graph
     coded = {t.name for t in original.initializer if t.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)}
     by_output = {o: n for n in original.node for o in n.output}
     total = 0

@@ -16,7 +16,7 @@ DEAD_SHARE = 1e-6
 FOLD_MAX, FOLD_MIN = 1e4, 1e-6
 NEWLY_DEAD = 0.10
 SCALE_FLOOR = 2.0**-24
-BLOCK = 2**20
+BLOCK = 2**17
 TINY = float(np.finfo(np.float32).tiny)
 
 

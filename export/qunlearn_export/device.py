@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qunlearn_export import archive, bundle, container, keys, selftest, verify
-from qunlearn_export import manifest as m
 from qunlearn_export.bundle import Model
 from qunlearn_export.container import RefusedUpdateError
 from qunlearn_export.errors import ArtefactError, ConfigError, QunlearnError, UnsupportedError, VerificationError
@@ -260,12 +259,6 @@ def code_of(err: QunlearnError) -> int | None:
     """The device's return code behind an error, where there is one."""
     code = getattr(err, "code", None)
     return code if isinstance(code, int) else None
-
-
-def manifest_of(store: Store, active: Active) -> Mapping[str, Any] | None:
-    """The manifest that the running model came with; None for the factory's model."""
-    data = store.read(active, "manifest.json") if "manifest.json" in active.files else None
-    return None if data is None else m.parse(data)
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from qunlearn_export.emit_model import hex_rows
@@ -53,16 +53,17 @@ def weights_c(blob: bytes, layout: Layout, prefix: str) -> str:
 
 
 def _rows(name: str, a: NDArray[Any]) -> str:
+    """Lines of constants, made one after another: words of a whole network would be sixty times its codes."""
+    word: Callable[[Any], str] = {"M": _float, "B": _int32}.get(name, str)
     step = PER_LINE[name]
-    if name == "M":
-        words = [_float(v) for v in a]
-    elif name == "B":
-        words = ["(-2147483647 - 1)" if v == -(2**31) else str(v) for v in a.tolist()]
-    else:
-        words = list(map(str, a.tolist()))
-    return ",\n".join("    " + ", ".join(words[i : i + step]) for i in range(0, len(words), step))
+    lines = (", ".join(map(word, a[i : i + step].tolist())) for i in range(0, len(a), step))
+    return ",\n".join(f"    {line}" for line in lines)
 
 
-def _float(v: np.float32) -> str:
-    """An exact hexadecimal constant of float32 ``v``."""
-    return f"{float(v).hex()}f"
+def _int32(v: int) -> str:
+    return "(-2147483647 - 1)" if v == -(2**31) else str(v)
+
+
+def _float(v: float) -> str:
+    """An exact hexadecimal constant of a float32 value."""
+    return f"{v.hex()}f"

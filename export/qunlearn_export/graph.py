@@ -190,7 +190,7 @@ def codes_digest(tensors: Mapping[str, NDArray[Any]]) -> str:
         a = np.asarray(tensors[name])
         h.update(name.encode() + b"\0" + _TAGS[a.dtype.name])
         h.update(struct.pack(f"<{1 + a.ndim}I", a.ndim, *a.shape))
-        h.update(np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<")).tobytes())
+        h.update(np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<")).data)
     return h.hexdigest()
 
 

@@ -20,6 +20,7 @@ from qunlearn_export.check import examine, limits, load_model
 from qunlearn_export.coverage import Coverage, coverage, layer_costs
 from qunlearn_export.degenerate import Finding
 from qunlearn_export.errors import ArtefactError, QunlearnError
+from qunlearn_export.memory import make_room
 from qunlearn_export.runtime import MAX_BYTES, classify, cpu_flags, file_kind, is_x86, read_bytes
 from qunlearn_export.ties import Tie, ties
 
@@ -85,42 +86,42 @@ class Inspection:
 def inspect(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> Inspection:
     """Describe an ONNX file; ArtefactError when it cannot be read or exceeds the limits."""
     data = read_bytes(file, max_bytes=max_bytes)
+    size, digest, kind, form = len(data), hashlib.sha256(data).hexdigest(), file_kind(data), classify(data).form
     model = load_model(data, max_bytes=max_bytes)
+    del data  # the model holds all of it
     bad = limits(model)
     if bad:
         raise ArtefactError(f"the file is malformed: {'; '.join(bad[:6])}.", remedy="Get an intact copy.")
-    ours = file_kind(data).startswith("int8-")
-    graph, findings = examine(model) if ours else (None, [])
-    dtypes: Counter[str] = Counter()
-    kinds = {number: name.lower() for name, number in TensorProto.DataType.items()}
-    for t in model.graph.initializer:
-        dtypes[kinds.get(t.data_type, "unknown")] += _data_bytes(t)
+    graph, findings = examine(model) if kind.startswith("int8-") else (None, [])
     seven, label = _within_seven_bits(model), _label(model)
     facts: dict[str, Any] = {
         "label": label,
-        "n_bytes": len(data),
-        "file_digest": hashlib.sha256(data).hexdigest(),
+        "n_bytes": size,
+        "file_digest": digest,
         "ir_version": model.ir_version,
         "opsets": tuple(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import),
-        "dtypes": dict(sorted(dtypes.items())),
+        "dtypes": _dtypes(model),
         "ops": dict(sorted(Counter(n.op_type for n in model.graph.node).items())),
         "findings": tuple(findings),
         "ties": _ties(graph, findings),
         "codes_digest": graph.codes_digest() if graph is not None else "",
         "seven_bit": seven,
         "may_saturate": is_x86()
-        and (label == "int8-qdq" or (label == "int8-qop" and classify(data).form == "qop-uint8"))
+        and (label == "int8-qdq" or (label == "int8-qop" and form == "qop-uint8"))
         and not seven
         and not any("vnni" in f or "amx" in f for f in cpu_flags()),
         "metadata": {p.key: p.value for p in model.metadata_props},
     }
     costs = None if graph is None else layer_costs(graph)
-    del model, graph  # ONNX Runtime takes several copies of the file; ours make room
+    del model, graph
+    make_room()
     loads, error, covered = True, "", None
     try:
-        covered = coverage(data, costs=costs)
+        covered = coverage(file, costs=costs)
     except QunlearnError as err:
         loads, error = False, err.message
+    if hashlib.sha256(read_bytes(file, max_bytes=max_bytes)).hexdigest() != digest:
+        raise ArtefactError(f"{file!s} changed while it was inspected.", remedy="Try again.")
     return Inspection(**facts, loads=loads, load_error=error, coverage=covered)
 
 
@@ -130,6 +131,15 @@ def _ties(graph: g.Graph | None, findings: list[Finding]) -> tuple[Tie, ...]:
     if graph is None or any(f.code == "S7" for f in findings):
         return ()
     return tuple(t for t in ties(graph) if t.share > 0)
+
+
+def _dtypes(model: onnx.ModelProto) -> dict[str, int]:
+    """Bytes of the constants by type."""
+    dtypes: Counter[str] = Counter()
+    kinds = {number: name.lower() for name, number in TensorProto.DataType.items()}
+    for t in model.graph.initializer:
+        dtypes[kinds.get(t.data_type, "unknown")] += _data_bytes(t)
+    return dict(sorted(dtypes.items()))
 
 
 def _data_bytes(t: onnx.TensorProto) -> int:

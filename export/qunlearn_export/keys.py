@@ -175,14 +175,7 @@ def c_header(public: bytes, name: str) -> str:
 
 def load_private(path: str | os.PathLike[str], passphrase: bytes | None) -> LocalSigner:
     """A PKCS#8 PEM file. ConfigError when others may read it, the passphrase is wrong, or it is not Ed25519."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as err:
-        raise ConfigError(f"cannot read the key file {path}: {err.strerror}.", remedy="Check the path.") from err
-    if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
-        raise ConfigError(
-            f"others may read the key file {path}.", remedy=f"Make it yours alone: chmod 600 {path}; better, a new key."
-        )
+    refuse_shared(path)
     pem = _small(path)
     try:
         key = serialization.load_pem_private_key(pem, passphrase)
@@ -199,6 +192,18 @@ def load_private(path: str | os.PathLike[str], passphrase: bytes | None) -> Loca
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{path} is not an Ed25519 key.", remedy="Make one with `qunlearn bundle keygen`.")
     return LocalSigner(key)
+
+
+def refuse_shared(path: str | os.PathLike[str]) -> None:
+    """ConfigError for a private key file that others may read, or that is not there."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as err:
+        raise ConfigError(f"cannot read the key file {path}: {err.strerror}.", remedy="Check the path.") from err
+    if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
+        raise ConfigError(
+            f"others may read the key file {path}.", remedy=f"Make it yours alone: chmod 600 {path}; better, a new key."
+        )
 
 
 def is_encrypted(path: str | os.PathLike[str]) -> bool:

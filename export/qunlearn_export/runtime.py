@@ -26,6 +26,7 @@ from qunlearn_export.errors import ArtefactError, ConfigError, DataError, Unsupp
 PRECISION = "session.x64quantprecision"
 SIGNED = "session.qdqisint8allowed"
 MATMULNBITS = "session.qdq_matmulnbits_accuracy_level"
+PREPACKING, FORMAT = "session.disable_prepacking", "session.load_model_format"
 MAX_BYTES = 256 * 2**20
 LEVELS = ("all", "off", "extended")
 _QOPS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger")
@@ -103,9 +104,9 @@ def read_bytes(file: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYT
 
 def file_kind(data: bytes) -> str:
     """``qunlearn.format`` from the file's metadata, or "" for files of others (artefact_onnx 2.6: field 14)."""
-    for number, value in _fields(data):
+    for number, value in proto_fields(data):
         if number == 14 and not isinstance(value, int):
-            pair = {n: bytes(v) for n, v in _fields(value) if not isinstance(v, int)}
+            pair = {n: bytes(v) for n, v in proto_fields(value) if not isinstance(v, int)}
             if pair.get(1) == b"qunlearn.format":
                 return pair.get(2, b"").decode("ascii", "replace")
     return ""
@@ -124,11 +125,11 @@ def classify(data: bytes) -> FileKind:
     made: dict[str, tuple[str, list[str]]] = {}
     types: dict[str, int] = {}
     nodes: list[tuple[str, list[str]]] = []
-    for part in (v for n, v in _fields(data) if n == 7 and not isinstance(v, int)):
-        for number, value in _fields(part):
+    for part in (v for n, v in proto_fields(data) if n == 7 and not isinstance(v, int)):
+        for number, value in proto_fields(part):
             if isinstance(value, int) or number not in (1, 5):
                 continue
-            fields = _fields(value)
+            fields = proto_fields(value)
             if number == 1:
                 words = {k: [_text(v) for n, v in fields if n == k] for k in (1, 2, 4)}
                 nodes.append((words[4][0] if words[4] else "", words[1]))
@@ -152,9 +153,9 @@ def _tensor_type(tensor: Sequence[tuple[int, memoryview | int]]) -> int:
 
 
 def _constant_type(node: Sequence[tuple[int, memoryview | int]]) -> int:
-    attributes = [_fields(v) for n, v in node if n == 5 and not isinstance(v, int)]
+    attributes = [proto_fields(v) for n, v in node if n == 5 and not isinstance(v, int)]
     tensors = [v for a in attributes for n, v in a if n == 5 and not isinstance(v, int)]
-    return _tensor_type(_fields(tensors[0])) if tensors else 0
+    return _tensor_type(proto_fields(tensors[0])) if tensors else 0
 
 
 def _weight_only(inputs: list[str], made: Mapping[str, tuple[str, list[str]]]) -> bool:
@@ -187,12 +188,14 @@ def make_session(
     raw: bool = False,
     entries: Mapping[str, str] | None = None,
     optimized_path: str | os.PathLike[str] | None = None,
+    lean: bool = False,
     provider: str = "CPUExecutionProvider",
 ) -> ort.InferenceSession:
     """Open ``file`` at optimisation ``level`` (all, extended, off) on the CPU.
 
     ``raw=True`` sets no entry (what an unprepared user gets); ``entries`` adds some. ``optimized_path`` receives the
-    optimised graph. ArtefactError when the file does not load, ConfigError for a forbidden combination of entries.
+    optimised graph. ``lean=True`` is for a look at the graph: slower to run, without copies of the weights that this
+    function can spare. ArtefactError when the file does not load, ConfigError for a forbidden combination of entries.
     """
     if level not in LEVELS:
         raise ConfigError(f"optimisation level {level!r} is unknown.", remedy=f"Use one of {', '.join(LEVELS)}.")
@@ -228,11 +231,18 @@ def make_session(
         options.optimized_model_filepath = str(optimized_path)
     for key, value in chosen.items():
         options.add_session_config_entry(key, value)
+    source: str | bytes = data
+    if lean:
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry(PREPACKING, "1")
+        options.add_session_config_entry(FORMAT, "ONNX")  # whatever the path ends in
+        source = data if isinstance(file, bytes) else str(file)
+        del data
     try:
         # onnxruntime prints to stdout when it retries, which would spoil machine-readable output
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            return ort.InferenceSession(data, sess_options=options, providers=[provider])
+            return ort.InferenceSession(source, sess_options=options, providers=[provider])
     except Exception as err:  # onnxruntime raises many types of its own
         name = "the given bytes" if isinstance(file, bytes) else str(file)
         raise ArtefactError(
@@ -299,7 +309,7 @@ def run_many(
     return {name: np.concatenate([p[i] for p in parts]) for i, name in enumerate(names)}
 
 
-def _fields(data: bytes | memoryview) -> list[tuple[int, memoryview | int]]:
+def proto_fields(data: bytes | memoryview) -> list[tuple[int, memoryview | int]]:
     """Top-level protobuf fields (number, value); stops at the first malformed byte."""
     out: list[tuple[int, memoryview | int]] = []
     view = memoryview(data)

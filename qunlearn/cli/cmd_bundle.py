@@ -47,6 +47,10 @@ qunlearn bundle build runs/oeu --audit runs/audit --forget group=theo --key keys
 @click.option("--with-onnx/--without-onnx", default=True, show_default=True, help="Carry model.onnx.")
 @click.option("--allow-verdict", type=click.Choice(["pass", "inconclusive", "fail"]), default="pass", show_default=True)
 @click.option("--salt", type=click.Path(), help="Key of the commitments; default: RUN/request.salt, made if absent.")
+@click.option("--imgtool", "image", type=click.Path(), help="Also the weights as MCUboot image, here; needs imgtool.")
+@click.option("--imgtool-key", type=click.Path(), help="MCUboot's private key for it; default: hashed, not signed.")
+@click.option("--model-signing", "signature", type=click.Path(), help="Also a model-signing signature of model.onnx.")
+@click.option("--model-signing-key", type=click.Path(), help="Elliptic-curve private key for it.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="The bundle, such as update.qulb.")
 def build(
     settings: Settings,
@@ -70,6 +74,10 @@ def build(
     with_onnx: bool,
     allow_verdict: str,
     salt: str | None,
+    image: str | None,
+    imgtool_key: str | None,
+    signature: str | None,
+    model_signing_key: str | None,
     output: str,
 ) -> int:
     """Make a signed update from an audited unlearning run RUN: delta, manifest, evidence, bill of materials.
@@ -77,7 +85,7 @@ def build(
     Refused (exit 3) when results were measured on other files, a verdict is worse than allowed, or anything of a forget
     sample is found in it. The sequence has no default: it must rise with every update of a device class.
     """
-    from qunlearn.cli import packing
+    from qunlearn.cli import packing, wrapping
     from qunlearn_export import bundle, capplier, evidence
 
     try:
@@ -85,6 +93,8 @@ def build(
     except ValueError as err:
         raise ConfigError(f"--device-class {device_class!r} is no UUID.", remedy="Give the class's UUID.") from err
     hand = packing.signer(key, passphrase_file, signer, public, allow_test_key=allow_test_key)
+    wraps = wrapping.Wraps(image=image, image_key=imgtool_key, signature=signature, signature_key=model_signing_key)
+    wraps.check()
     folder = Path(audit_folder)
     audit = evidence.load(folder / "audit.json")
     if Path(output).is_dir():
@@ -114,9 +124,12 @@ def build(
     )
     settings.say("building, comparing with generated C, signing, searching for forget samples")
     made = bundle.build(order, hand, epoch=packing.epoch(), applier=capplier.CApplier(), measure=packing.generated_c)
+    extra = wraps.make(new, made, sequence)
     path = made.write(output)
+    wrapped = wrapping.write(extra)
     value = {
         "bundle": str(path),
+        "wrapped": wrapped,
         "kind": made.kind,
         "sizes": dict(made.sizes),
         "sequence": sequence,
@@ -124,7 +137,8 @@ def build(
         "warnings": list(made.warnings),
         "manifest": made.manifest,
     }
-    settings.result(value, packing.built_text(made, path))
+    lines = [packing.built_text(made, path), *(f"{name}: {size:,} bytes" for name, size in wrapped.items())]
+    settings.result(value, "\n".join(lines))
     return 0
 
 

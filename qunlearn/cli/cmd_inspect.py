@@ -14,7 +14,9 @@ from qunlearn.cli.common import Settings
 def command(settings: Settings, file: str, require: str | None) -> int:
     """Say what an ONNX file is: label, dtypes, integer coverage, static checks. Needs the base install only."""
     from qunlearn_export.inspect import inspect
+    from qunlearn_export.memory import return_large_blocks
 
+    return_large_blocks()
     found = inspect(file)
     settings.result(found.to_json(), found.render())
     sound = found.is_int8 and found.loads and not any(f.level == "error" for f in found.findings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tracemalloc
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -12,6 +13,9 @@ import pytest
 
 from qunlearn.audit import AUDITS, GLOSSARY, Audit, AuditContext, AuditResult, Measurement, register
 from qunlearn.audit.codes import REASONS, WARNINGS
+from qunlearn.audit.predictor_base import CHUNK
+from qunlearn.data.request import Request
+from qunlearn.data.splits import make_splits
 from qunlearn.errors import ConfigError, InvariantError, UnsupportedError
 from qunlearn.hyper import hyper
 from qunlearn_export.files import canonical_json
@@ -130,6 +134,31 @@ def test_r14_same_seed_same_json(name: str, world: Any) -> None:
         texts.append(flat(result))
         assert canonical_json(AuditResult.from_json(result.to_json()).to_json()) == canonical_json(result.to_json())
     assert texts[0] == texts[1]
+
+
+@pytest.fixture(scope="module")
+def wide(lab: Any) -> Any:
+    """The same world whose inputs have 16 KiB each, 22 MiB in all; they share their memory until they are read."""
+    dataset = lab.make_dataset()
+    x = np.broadcast_to(dataset.x, (len(dataset.x), 1, 64, 64))
+    dataset = dataclasses.replace(dataset, x=x)
+    return lab.World(dataset, make_splits(dataset, Request.parse("group=s0"), seed=0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_r15_peak_memory_is_that_of_one_chunk_of_inputs(name: str, world: Any, wide: Any) -> None:
+    """Four copies of a chunk, and 16 MiB for what an audit keeps of all samples (logits, features, kernel rows)."""
+    models = (world.original, _pass(world), world.retrained)
+    AUDITS[name]()(world.context(*models))  # what is imported on the way does not count
+    ctx = wide.context(*models)
+    tracemalloc.start()
+    try:
+        AUDITS[name]()(ctx)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    chunk = CHUNK * 64 * 64 * 4
+    assert chunk < peak <= 4.25 * chunk + 2**24
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,7 +19,8 @@ from qunlearn.cli import run
 from qunlearn.data import sources
 from qunlearn.data.request import Request
 from qunlearn.data.splits import make_splits
-from qunlearn_export import archive, bundle, container, keys, schema
+from qunlearn.errors import ConfigError
+from qunlearn_export import archive, bundle, container, interop, keys, schema
 from qunlearn_export import manifest as m
 from qunlearn_export.receipt import Receipt
 
@@ -441,6 +442,39 @@ def test_a_device_installs_it_and_answers(call: Call, site: Site, tmp_path: Path
     assert call(*check, "--mac-key", key).code == 3
     file.write_bytes(b"nothing")
     assert call(*check).code == 2
+
+
+def test_other_envelopes_hold_what_ships(
+    call: Call, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image is of the target's weights and names this manifest; a tool that fails leaves nothing behind."""
+    seen: list[dict[str, Any]] = []
+
+    def image(blob: bytes, **given: Any) -> bytes:
+        seen.append({"blob": blob, **given})
+        return b"image"
+
+    monkeypatch.setattr(interop, "imgtool", lambda: "imgtool")
+    monkeypatch.setattr(interop, "model_signing", lambda: None)
+    monkeypatch.setattr(interop, "mcuboot_image", image)
+    monkeypatch.setattr(interop, "model_signature", lambda file, key: hashlib.sha256(file).digest())
+    names = {"imgtool": tmp_path / "w.img", "model-signing": tmp_path / "m.sig", "model-signing-key": "ec.pem"}
+    done = call(*site.build("--json", out=tmp_path / "u.qulb", **names))
+    assert done.code == 0, done.err
+    entries = archive.read((tmp_path / "u.qulb").read_bytes(), bundle.NAMES)
+    manifest = hashlib.sha256(entries["manifest.json"]).digest()
+    assert seen == [{"blob": entries["weights.bin"], "sequence": 2, "manifest": manifest, "key": None}]
+    assert (tmp_path / "m.sig").read_bytes() == hashlib.sha256(entries["model.onnx"]).digest()
+    assert done.json["wrapped"] == {str(tmp_path / "w.img"): 5, str(tmp_path / "m.sig"): 32}
+
+    def fails(*_: Any, **__: Any) -> bytes:
+        raise ConfigError("imgtool ended with 1 and no image.", remedy="")
+
+    monkeypatch.setattr(interop, "mcuboot_image", fails)
+    out = tmp_path / "none"
+    out.mkdir()
+    assert call(*site.build(out=out / "u.qulb", imgtool=out / "w.img")).code == 2
+    assert not list(out.iterdir())
 
 
 def test_help_of_the_group(call: Call) -> None:

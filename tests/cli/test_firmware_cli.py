@@ -13,7 +13,52 @@ import pytest
 from qunlearn_export import keys
 
 Call = Callable[..., Any]
+FLASH = dict.fromkeys(("blob", "code", "selftest", "update", "total"), "int")
+STACK = dict.fromkeys(("static", "measured", "counted"), "int")
+RAM = {**dict.fromkeys(("arena", "arena_bound", "data_bss", "total"), "int"), "stack": STACK}
+BUILD = dict.fromkeys(("compiler", "flags", "board"), "str")
+FIT = {
+    **dict.fromkeys(("profile", "verdict"), "str"),
+    **dict.fromkeys(("need_flash", "need_ram", "have_flash", "have_ram", "missing_flash", "missing_ram"), "int"),
+}
+EQUAL = {"inputs": "int", "mismatches": "int"}
+REPORT: dict[str, Any] = {
+    "format": "str",
+    "model": dict.fromkeys(("codes_digest", "layout_digest", "onnx_digest"), "str"),
+    "flash": FLASH,
+    "ram": RAM,
+    "macs": "int",
+    "layers": [{"name": "str", "op": "str", "shape": ["int"], "macs": "int", "weights": "int", "insn": "int"}],
+    "build": BUILD,
+    "parity": {**EQUAL, "compiler": "str"},
+    "fits": [FIT],
+    "insn_note": "str",
+    "bit_exact": "bool",
+    "update": "str",
+    "boards": {
+        "mps2-an386": {
+            "flash": FLASH,
+            "ram": RAM,
+            "build": BUILD,
+            "insn": {"layers": ["int"], "total": "int"},
+            "parity": EQUAL,
+            "fits": [FIT],
+        }
+    },
+}
+"""Every field of report.json of one emulated board, with its type; a list has one entry for all of its items."""
 needs_c = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+def outline(value: Any) -> Any:
+    """Names and types of plain data; items of a list must be alike."""
+    if isinstance(value, dict):
+        return {k: outline(v) for k, v in value.items()}
+    if isinstance(value, list):
+        kinds = [outline(v) for v in value]
+        assert all(kind == kinds[0] for kind in kinds)
+        return kinds[:1]
+    return type(value).__name__
 
 
 @needs_c
@@ -50,6 +95,7 @@ def test_an_emulated_board(call: Call, home: Path, tmp_path: Path) -> None:
     assert {f["verdict"] for f in value["fits"]} <= {"FITS", "TIGHT", "TOO BIG"}
     text = (tmp_path / "fw" / "report.md").read_text()
     assert "QEMU instructions, not cycles, not time" in text
+    assert outline(json.loads((tmp_path / "fw" / "report.json").read_text())) == REPORT
     # no count of instructions stands beside a unit of time
     assert not [line for line in text.splitlines() if "insn" in line and (" ms" in line or " s " in line)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from qunlearn_export import graph as g
 from qunlearn_export import writer
 from qunlearn_export.probe import probe_graph
 
@@ -90,3 +93,71 @@ def test_a_changed_file_of_ours_is_not_int8_enough(call: Callable[..., Any], tmp
         done = call("inspect", tmp_path / "m.onnx", "--require", "int8")
         assert done.code == 3
         assert "S13 metadata" in done.out
+
+
+MEMORY = """
+import sys
+from qunlearn.cli import run
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+assert run(["inspect", sys.argv[1]]) == 0
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+assert run(["inspect", sys.argv[2]]) == 0
+print("peak", status("VmHWM") - before)
+"""
+
+
+def product() -> g.Graph:
+    """One matrix of 16 MB: every copy of it is a copy of the file."""
+    n = 4096
+    weight = np.random.default_rng(0).integers(-127, 128, (n, n)).astype(np.int8)
+    numbers = {"weight": weight, "weight_scale": np.full(n, 3e-3, np.float32), "bias": np.zeros(n, np.int32)}
+    layer = g.Gemm(name="fc", inputs=("input",), output="fc.out", **numbers)
+    return graph((n,), layer)
+
+
+def convolutions() -> g.Graph:
+    """Eight layers of 600 kB."""
+    n, rng = 256, np.random.default_rng(0)
+    layers = [
+        g.Conv(
+            name=f"c{i}",
+            inputs=(f"c{i - 1}.out" if i else "input",),
+            output=f"c{i}.out",
+            relu=True,
+            weight=rng.integers(-127, 128, (n, n, 3, 3)).astype(np.int8),
+            weight_scale=np.full(n, 3e-3, np.float32),
+            bias=np.zeros(n, np.int32),
+            strides=(1, 1),
+            pads=(1, 1, 1, 1),
+            dilations=(1, 1),
+            group=1,
+        )
+        for i in range(8)
+    ]
+    return graph((n, 8, 8), *layers)
+
+
+def graph(shape: tuple[int, ...], *layers: Any) -> g.Graph:
+    ends = {"input": (0.02, 3), **{layer.output: (3.0, -128 if layer.relu else 0) for layer in layers}}
+    acts = {n: g.Activation(name=n, shape=shape, scale=np.float32(s), zero_point=z) for n, (s, z) in ends.items()}
+    meta = {"task": "classification", "preprocess": {}, "weight_bits": 8, "weight_range": "8bit"}
+    return g.Graph(activations=acts, layers=layers, input="input", output=layers[-1].output, meta=meta)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.parametrize("form", ["qdq", "qop"])
+@pytest.mark.parametrize("make", [product, convolutions])
+def test_it_takes_at_most_four_times_the_file(tmp_path: Path, make: Callable[[], g.Graph], form: str) -> None:
+    """Whole-process peak, ONNX Runtime included, beyond what the command holds after a small file."""
+    (tmp_path / "small.onnx").write_bytes(writer.serialize(probe_graph(), form=form))
+    data = writer.serialize(make(), form=form)
+    (tmp_path / "m.onnx").write_bytes(data)
+    argv = [sys.executable, "-c", MEMORY, str(tmp_path / "small.onnx"), str(tmp_path / "m.onnx")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"label      int8-{form}") == 2
+    assert int(done.stdout.rpartition("peak ")[2]) <= 4 * len(data)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from qunlearn_export import codegen, fwbuild, package, reader, selftest, writer
+from qunlearn_export import graph as g
 from qunlearn_export.cnames import identifier, identifiers
 from qunlearn_export.errors import (
     ArtefactError,
@@ -183,6 +185,23 @@ def test_two_processes_give_equal_bytes(
     assert runs[0].returncode == 0, runs[0].stderr
     assert runs[0].stdout == runs[1].stdout
     assert "weights.c" in runs[0].stdout
+
+
+def test_memory_of_the_text(nets: Any) -> None:
+    """The weights as C take five bytes a code; words of its own for every code would take sixty."""
+    n = 512
+    weight = np.random.default_rng(0).integers(-127, 128, (n, n)).astype(np.int8)
+    numbers = {"weight": weight, "weight_scale": np.full(n, 3e-3, np.float32), "bias": np.zeros(n, np.int32)}
+    layer = g.Gemm(name="fc", inputs=("input",), output="fc.out", **numbers)
+    site = codegen.site(nets.graph(nets.act("input", (n,), 0.02, 3), (layer, 3.0, 0)))
+    tracemalloc.start()
+    try:
+        made = codegen.generate(site, codegen.Options(boards=("host",), vectors=4))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 4 * n * n < len(made["weights.c"]) < 5.5 * n * n
+    assert peak <= 40 * n * n
 
 
 def test_text_holds_no_decimal_float_no_date_and_no_name(nets: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +148,16 @@ def test_size_against_entropy(share, block, bar, measured_before):
         n, changed = 300_000, round(300_000 * share)
         positions = (math.lgamma(n + 1) - math.lgamma(changed + 1) - math.lgamma(n - changed + 1)) / math.log(2)
         assert body <= bar * (positions + changed) / 8
+
+
+def test_smaller_than_every_other_tool_of_the_table():
+    """The recorded sizes of other tools, each column; this format's are measured anew above."""
+    table = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "delta.json").read_text())["made_up"]
+    assert len(table) == 5
+    for column, sizes in table.items():
+        others = {name: n for name, n in sizes.items() if not name.startswith(("entropy", "this format"))}
+        assert {"gaps as varint, zlib", "bsdiff (bz2)", "zstd -19 --patch-from", "xdelta3 -9 lzma"} < set(others)
+        assert sizes["this format"] < min(others.values()), column
 
 
 def test_folding_halves_what_the_biases_cost():

@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from qunlearn.cli import run as cli
-from qunlearn_export import archive, bundle, container, device, keys, selftest
+from qunlearn_export import archive, bundle, container, device, keys, manifest, selftest
 from qunlearn_export.errors import ArtefactError, ConfigError, UnsupportedError, VerificationError
 from qunlearn_export.oracle import Oracle
 from qunlearn_export.receipt import Receipt
@@ -71,7 +71,7 @@ def test_apply_then_run(world, store, built, kind):
     assert receipt.authenticity(None) == "unauthenticated"
     _, logits = device.predict(store, world.inputs)
     assert np.array_equal(logits, Oracle(world.target.graph).logits(world.inputs).reshape(len(world.inputs), -1))
-    assert device.manifest_of(store, device.start(store)[0]) == opened.manifest
+    assert manifest.parse(store.read(device.start(store)[0], "manifest.json")) == opened.manifest
 
 
 def test_receipt_with_a_device_key(store, built):

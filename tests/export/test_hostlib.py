@@ -104,15 +104,25 @@ def test_excess_precision_and_fast_math_are_refused(nets: Any) -> None:
             HostLibrary(nets.tiny(), flags=flags)
 
 
+@pytest.mark.parametrize(
+    ("rule", "other"),
+    [
+        ("0x4B400000", "0x4B400001"),
+        ("qul_bits(v + QUL_MAGIC)", "qul_bits((v * 2.0f + QUL_MAGIC - QUL_MAGIC) * 0.5f + QUL_MAGIC)"),
+    ],
+    ids=["off by one", "rounded twice"],
+)
 def test_a_wrong_kernel_is_found_and_the_layer_named(
-    nets: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    nets: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rule: str, other: str
 ) -> None:
-    """Rounding off by one in the runtime: the check must see it at the first layer."""
+    """Another rounding in the runtime, also that of fixed-point kernels which round to halves first: seen at once."""
     graph = nets.tiny()
     assert check_host(graph, check_inputs(graph, 1)).mismatches == 0
     shutil.copytree(codegen.runtime(), tmp_path / "runtime")
     header = tmp_path / "runtime" / "qul_rt.h"
-    header.write_text(header.read_text().replace("0x4B400000", "0x4B400001"))
+    text = header.read_text()
+    assert rule in text
+    header.write_text(text.replace(rule, other))
     monkeypatch.setattr(codegen, "runtime", lambda: tmp_path / "runtime")
     with pytest.raises(VerificationError, match="at layer 'conv1'"):
         check_host(graph, check_inputs(graph, 1))

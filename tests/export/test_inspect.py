@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qunlearn_export import writer
+from qunlearn_export import coverage, writer
+from qunlearn_export import inspect as inspection
 from qunlearn_export.errors import ArtefactError
 from qunlearn_export.inspect import inspect
 
@@ -223,3 +224,19 @@ def test_a_cycle_of_nodes_does_not_hang() -> None:
     )
     found = inspect(model.SerializeToString())
     assert (found.label, found.loads) == ("float", False)
+
+
+def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime reads the path itself, after the digest was taken."""
+    path = tmp_path / "model.ort"
+    path.write_bytes(writer.serialize(nets.tiny()))
+    assert inspect(path).loads
+    other, real = writer.serialize(nets.tiny(seed=1)), coverage.coverage
+
+    def slow(*args: Any, **kw: Any) -> coverage.Coverage:
+        path.write_bytes(other)
+        return real(*args, **kw)
+
+    monkeypatch.setattr(inspection, "coverage", slow)
+    with pytest.raises(ArtefactError, match="changed while it was inspected"):
+        inspect(path)

@@ -64,6 +64,20 @@ def trained(net: nn.Module, dataset: Dataset, seed: int) -> quant.QuantModel:
     return quant.train(model, tasks.get("classification"), Samples(dataset, train), recipe, seed=seed).eval()
 
 
+class Mlp(nn.Module):
+    """A flattened image, two hidden layers, a head."""
+
+    def __init__(self, in_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(int(np.prod(in_shape)), 48), nn.Linear(48, 32)
+        self.head = nn.Linear(32, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x.flatten(1)))))
+        out: torch.Tensor = self.head(x)
+        return out
+
+
 def make(name: str, seed: int) -> tuple[quant.QuantModel, Dataset]:
     if name == "dscnn":
         dataset = sources.load("kws")
@@ -147,3 +161,21 @@ def test_files_are_hardly_larger_than_their_codes(written: Written) -> None:
     sizes = {form: report.n_bytes for form, report in written.reports.items()}
     assert sizes["qop"] < sizes["qdq"] <= 1.3 * codes + 16_384
     assert all(report.warnings == () for report in written.reports.values())
+
+
+@pytest.mark.parametrize("form", ["qdq", "qop"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_multilayer_perceptron(seed: int, form: str, tmp_path: Path) -> None:
+    """The full table of a network without convolutions; a flattened map comes before its first linear layer."""
+    dataset = sources.load("digits")
+    torch.manual_seed(seed)
+    model = trained(Mlp(dataset.in_shape, dataset.num_classes), dataset, seed)
+    graph, x = quant.lower(model), Samples(dataset, dataset.where("test")[:SAMPLES]).inputs()
+    file = writer.export(graph, tmp_path / "m.onnx", form=form).path
+    report = parity.parity(graph, file, x, torch_column=quant.TorchColumn(model))
+    assert (report.verdict, report.reasons) == ("pass", ())
+    exact = {
+        r.max_abs for r in (*report.layers, *report.logits) if r.pair in ("c-host vs oracle", "onnx-all vs oracle")
+    }
+    assert "c-host" in report.absent or exact == {0}
+    assert quant.codes_digest(model) == reader.read(file).codes_digest() == report.codes_digest

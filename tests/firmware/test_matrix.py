@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from qunlearn_export.qemu import Run
 
 pytestmark = pytest.mark.cross
 OWN = ("model.c", "selftest.c", "main.c")
+SECONDS = 90.0
+"""Bound of the whole matrix, in processor seconds of compiler, emulator and this process."""
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +57,29 @@ def bench(folder: Path, site: codegen.Site, board: str, vectors: int = 4) -> Ben
     return Bench(folder, files, boards.BOARDS[board])
 
 
+@pytest.fixture(scope="module")
+def spent() -> dict[str, float]:
+    """Processor seconds by board."""
+    return {}
+
+
 @pytest.mark.parametrize("name", EMULATED)
-def test_matrix(name: str, shops: dict[str, Shop]) -> None:
+def test_matrix(name: str, shops: dict[str, Shop], spent: dict[str, float]) -> None:
     """The self-test compares with codes that the oracle computed; its own failing is tested elsewhere."""
+    start = sum(os.times()[:4])
     for opt in ("-O2", "-Os"):
         for kernels in ("auto", "ref"):
             for net in NETWORKS:
                 done = qemu.run(shops[name].image(net, opt, kernels), shops[name].board)
                 assert (done.code, done.stdout) == (0, "selftest: 4 vectors equal"), (net, opt, kernels, done)
+    spent[name] = sum(os.times()[:4]) - start
+
+
+def test_the_matrix_takes_little_time(spent: dict[str, float]) -> None:
+    """Processor time, since what else runs beside the tests is not theirs."""
+    if set(spent) != set(EMULATED):
+        pytest.skip("the matrix did not run in this session")
+    assert 1 < sum(spent.values()) <= SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +174,12 @@ def test_layers_add_up_to_the_whole(
     whole = qemu.run(kit.build(extra=["-DQUL_HOOKS"]), board)
     assert len(whole.insn) == 1
     assert sum(counted[name, "tiny_cnn"].insn) == pytest.approx(whole.insn[0], rel=0.02)
+
+
+def test_arenas(sites: dict[str, codegen.Site]) -> None:
+    assert sites["tiny_cnn"].arena.size <= 12_288
+    for net, site in sites.items():
+        assert site.arena.bound <= site.arena.size <= 1.1 * site.arena.bound, net
 
 
 def test_code_sizes(sites: dict[str, codegen.Site], shops: dict[str, Shop]) -> None:

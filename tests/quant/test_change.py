@@ -81,7 +81,9 @@ def test_codes_changed_rises_with_the_learning_rate(
                 for n, p in after.named_parameters():
                     if p.grad is not None and not n.endswith(".scale"):
                         p -= lr * p.grad
-        shares.append(quant.code_changes(trained, after).share)
+        table = quant.code_changes(trained, after)
+        shares.append(table.share)
+        assert ("W-LOST-TO-ROUNDING" in table.warnings) == (lr == 1e-5), lr
     assert shares == sorted(shares)
     assert shares[0] < shares[-1]
 
