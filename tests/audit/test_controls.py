@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 from qunlearn.audit import AUDITS, gap, summary
+from qunlearn.audit.mia import attack, attack_sets
 from qunlearn.audit.utility import measure
 from qunlearn.data.request import Request
 from qunlearn.data.splits import make_splits
@@ -60,3 +62,19 @@ def test_t3_a_collapsed_network_has_the_worst_gap(world: Any, lab: Any) -> None:
     gaps = {n: gap(v, found["retrained"]) for n, v in found.items()}
     assert max(gaps, key=lambda n: gaps[n] or 0) == "constant"
     assert (gaps["original"] or 0) > gaps["retrained"] == 0
+
+
+def test_attack_reads_retrained_and_never_trained_data_alike(world: Any, lab: Any) -> None:
+    """Random 10 %: a retrained network's forget set and held-out data within 3 s.e., the original's value lower."""
+    splits = make_splits(world.dataset, Request.parse("random=10%"), seed=0)
+    own = lab.World(world.dataset, splits)
+    trained, rest = (1.0, 7.0, 1.0), (0.95, 5.0, 1.5)
+    for seed in range(3):
+        original = own.model(10 + seed, forget=trained, retain=trained, rest=rest)
+        retrained = own.model(20 + seed, forget=rest, retain=trained, rest=rest)
+        sets = attack_sets(splits, nonmembers="test", seed=seed)
+        unseen = attack(retrained, dataclasses.replace(sets, forget=splits.heldout_audit)).calls
+        forgotten, kept = (attack(m, sets).calls for m in (retrained, original))
+        error = float(np.sqrt(sum(v.var() / len(v) for v in (unseen, forgotten))))
+        assert abs(forgotten.mean() - unseen.mean()) <= 3 * error
+        assert kept.mean() < forgotten.mean() - 3 * error
