@@ -38,13 +38,18 @@ TASK = tasks.get("classification")
 BITS = {"digits": ("w8a8", "w4a4"), "kws": ("w8a8",)}
 TASKS = {"digits": ("resnet8@8", "class=3"), "kws": ("dscnn", "group=theo")}
 WATCHED: dict[str, Any] = {"stop_rule": True, "eval_every": 2, "probe": 150}
-OTHERS: dict[str, Unlearner] = {
-    "ga": METHODS["ga"](lr=3e-4, epochs=5, batch_size=32, **WATCHED),
-    "rl": METHODS["rl"](lr=2e-3, epochs=2, batch_size=64, bn="frozen", **WATCHED),
-}
-OEU: dict[str, Unlearner] = {
-    "digits": METHODS["oeu"](lr=0.01, max_steps=80, batch_size=32, diag_every=1000, **WATCHED),
-    "kws": METHODS["oeu"].from_settings({**journey.METHOD, "diag_every": "1000"}),
+OEU = METHODS["oeu"].from_settings({**journey.METHOD, "diag_every": "1000"})
+METHOD: dict[str, dict[str, Unlearner]] = {
+    "digits": {
+        "oeu": METHODS["oeu"](lr=0.01, max_steps=80, batch_size=32, diag_every=1000, **WATCHED),
+        "ga": METHODS["ga"](lr=3e-3, epochs=5, batch_size=32, **WATCHED),
+        "rl": METHODS["rl"](lr=0.01, epochs=2, batch_size=64, bn="frozen", **WATCHED),
+    },
+    "kws": {
+        "oeu": OEU,
+        "ga": METHODS["ga"](lr=1e-3, epochs=5, batch_size=32, **WATCHED),
+        "rl": METHODS["rl"](lr=5e-3, epochs=2, batch_size=64, bn="frozen", **WATCHED),
+    },
 }
 
 
@@ -109,17 +114,12 @@ def unquantized(model: QuantModel) -> QuantModel:
     return out
 
 
-def methods(source: str) -> dict[str, Unlearner]:
-    """What runs on a data set, by name."""
-    return {"oeu": OEU[source], **OTHERS}
-
-
 def run(at: Place, name: str, way: str) -> dict[str, Any]:
     """One method one way; a run that fails is a row with ``error``."""
     start = at.original if way == "inside" else unquantized(at.original)
     row: dict[str, Any] = {"data": at.data, "bits": at.bits, "seed": at.seed, "method": name, "way": way}
     try:
-        result = methods(at.data)[name](
+        result = METHOD[at.data][name](
             start, at.splits, TASK, request_kind=at.splits.request_kind, card=at.card, seed=at.seed
         )
     except QunlearnError as err:
@@ -181,7 +181,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def save(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Both files; called after every place, so that what is done is kept."""
-    settings = {s: {n: m.config() for n, m in methods(s).items()} for s in TASKS}
+    settings = {s: {n: m.config() for n, m in METHOD[s].items()} for s in TASKS}
     value = {"settings": settings, "requests": TASKS, "rows": rows}
     (out / "quant_after.json").write_text(json.dumps(value, indent=2) + "\n")
     intro = "Per cent, mean +- standard deviation over seeds. `after`: unlearned with quantizers off, then rounded."
@@ -201,7 +201,7 @@ def main() -> None:
     for source in args.data:
         for at in places(source, args.seeds):
             rows += fixed(at)
-            for name in methods(source):
+            for name in METHOD[source]:
                 for way in ("inside", "after"):
                     rows.append(run(at, name, way))
                     print(f"{time.perf_counter() - started:6.0f} s", json.dumps(rows[-1]), flush=True)

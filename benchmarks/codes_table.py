@@ -2,9 +2,9 @@
 
     python benchmarks/codes_table.py runs/kws runs/cifar10 [--out benchmarks/results]
 
-Per network, bit width, kind of request and method, over the report cells: weight codes that changed, latent weights
-that moved, weights whose latent moved while the code stayed (lost to rounding, and as a share of those that moved), findings
-of dead channels (D4, and D8 for channels that died in the run), cells that were warned of lost updates. Cells from before
+Per network, bit width, kind of request and method, over the report cells: weight codes that changed; latent weights
+that moved; those of them whose code stayed (lost to rounding, as a share of all and of those that moved); findings of
+dead channels (D4, and D8 for channels that died in the run); cells that were warned of lost updates. Cells from before
 these figures were recorded show a dash. Writes ``codes.json`` and ``codes.md``.
 """
 

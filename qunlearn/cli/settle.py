@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from qunlearn.data.splits import Splits
 from qunlearn.errors import ArtefactError
 from qunlearn.fingerprint import config_digest
 from qunlearn.unlearn import ReferenceCard, Unlearner, settle_lr
+from qunlearn.unlearn.auto import with_lr
 
 NAME = "lr_auto.json"
 MAX_BYTES = 1 << 16
@@ -39,7 +39,7 @@ def settled(
     )  # fmt: skip
     if resume and file.exists():
         found = _known(file, identity)
-        return dataclasses.replace(method, lr=found["lr"]), found  # type: ignore[call-arg]
+        return with_lr(method, found["lr"]), found
     settings.say("lr=auto: pilots, scored by the stop rule's J (0 is perfect)")
     search = settle_lr(
         method, model, splits, tasks.get(task), request_kind=splits.request_kind, card=card, seed=seed,

@@ -105,7 +105,7 @@ def settle_lr(
     def attempt(lr: float) -> None:
         lr = float(f"{lr:.3g}")
         if low <= lr <= high * 1.0001 and all(p.lr != lr for p in pilots):
-            found = _pilot(dataclasses.replace(method, lr=lr), model, splits, task, request_kind, card, seed)
+            found = _pilot(with_lr(method, lr), model, splits, task, request_kind, card, seed)
             pilots.append(found)
             if say is not None:
                 say(f"lr {line(found)}")
@@ -124,12 +124,18 @@ def settle_lr(
             remedy="Give a number for lr, more epochs or steps, or another method.",
         )
     return Settled(
-        method=dataclasses.replace(method, lr=chosen.lr),  # type: ignore[call-arg]
+        method=with_lr(method, chosen.lr),
         pilots=tuple(sorted(pilots, key=lambda p: p.lr)),
         start=start,
         passes=sum(p.passes for p in pilots),
         seconds=time.perf_counter() - started,
     )
+
+
+def with_lr(method: Unlearner, lr: float) -> Unlearner:
+    """The same method with this learning rate."""
+    changed: dict[str, Any] = {"lr": lr}
+    return dataclasses.replace(method, **changed)
 
 
 def line(p: Pilot) -> str:
