@@ -101,7 +101,8 @@ EC: dict[str, str] = {
     "2 CKA": "tasks/test_similarity::test_identity_and_invariances "
     "audit/test_predictors::test_features_compared_are_those_of_network_and_file",
     "3 toy D": "benchmarks/bench_ec.py",
-    "4 over-erasure": "benchmarks/bench_ec.py unlearn/test_ec::test_stop_rule_on_cka",
+    "4 over-erasure": "benchmarks/bench_ec.py audit/test_cka::test_retrained_passes_and_controls_do_not "
+    "unlearn/test_ec::test_stop_rule_on_cka",
     "5 inside bases": "unlearn/test_ec::test_inside_other_methods benchmarks/bench_ec.py",
     "6 ablation": "benchmarks/grids/ablation_ec.toml benchmarks/bench_ec.py",
     "7 controls": "audit/test_cka::test_retrained_passes_and_controls_do_not",
