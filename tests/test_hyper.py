@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from qunlearn.errors import ConfigError, NotYetError
+from qunlearn.errors import ConfigError
 from qunlearn.hyper import hyper
 from qunlearn.unlearn import METHODS, Unlearner, hypers, register
 from qunlearn.unlearn.context import Context
@@ -54,10 +54,14 @@ def test_t11_clipping_that_changes_the_direction_is_refused() -> None:
         OEU(clip="tensor").validate()  # type: ignore[arg-type]
 
 
-def test_lr_auto_is_not_yet_offered_and_says_what_to_do() -> None:
+def test_lr_auto_needs_the_stop_rule_and_is_settled_before_a_run() -> None:
     for cls in (c for c in METHODS.values() if "lr" in hypers(c)):
-        with pytest.raises(NotYetError, match="Give a number"):
-            cls.from_settings({"lr": "auto"}).validate()
+        cls.from_settings({"lr": "auto", "stop_rule": "true"}).validate()
+        assert hypers(cls)["lr"].search
+        with pytest.raises(ConfigError, match="needs stop_rule=true"):
+            cls.from_settings({"lr": "auto", "stop_rule": "false"}).validate()
+    with pytest.raises(ConfigError, match="need a number for lr"):
+        METHODS["ec"](base="rl", base_settings="lr=auto stop_rule=true").validate()
 
 
 def test_every_default_is_valid_and_documented() -> None:

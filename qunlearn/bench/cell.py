@@ -26,15 +26,12 @@ from qunlearn.data.dataset import Dataset
 from qunlearn.data.splits import Splits
 from qunlearn.errors import QunlearnError
 from qunlearn.tasks.similarity import cka
-from qunlearn.unlearn import METHODS, TooCostlyError
-from qunlearn.unlearn.stopping import Evaluator, StopRule, target_band
+from qunlearn.unlearn import METHODS, Objective, TooCostlyError
 from qunlearn_export import writer
 
 CLOSED_SETS = ("forget", "retain", "heldout")
 OPEN_SETS = ("forget", "retain", "heldout", "test", "forget_test")
 CKA_FEWEST, CKA_SAMPLES = 50, 500
-PROBE = 500
-"""Samples of each set that J is of, at most: the default of the stop rule."""
 
 
 def file_of(model: quant.QuantModel, config: quant.RunConfig) -> OnnxPredictor:
@@ -93,7 +90,7 @@ class Bench:
         self._scene: Scene | None = None
         self._files: dict[str, OnnxPredictor] = {}
         self._targets: dict[bool, dict[str, Any]] = {}
-        self._judge: tuple[StopRule, Evaluator] | None = None
+        self._judge: Objective | None = None
 
     def scene(self, spot: Spot) -> Scene:
         """The scene of a spot; the last one is kept."""
@@ -164,15 +161,13 @@ class Bench:
 
         The band of a group request comes from the reference card. Without any band there is no J (None).
         """
-        s, task, kind = at.splits, tasks.get("classification"), at.splits.request_kind
-        sets: dict[str, Any] = {"forget": s.forget, "retain": s.retain, "stop": s.heldout_stop, "request_kind": kind}
         if self._judge is None:
-            band = target_band(at.original.model, task, **sets, card=at.card)
-            watch = Evaluator(task, **sets, size=PROBE, seed=at.spot.seed)
-            self._judge = StopRule(band=band, start=watch(at.original.model, 0), utility_floor=FLOOR), watch
-        rule, watch = self._judge
-        found = watch(model, 0)
-        return {"J": rule.objective(found) if rule.band else None, "J_utility": rule.utility_ok(found)}
+            task, kind = tasks.get("classification"), at.splits.request_kind
+            self._judge = Objective(
+                at.original.model, at.splits, task, request_kind=kind, card=at.card, floor=FLOOR, seed=at.spot.seed
+            )
+        value, kept = self._judge(model)
+        return {"J": value, "J_utility": kept}
 
     def _measured(
         self, at: Scene, splits: Splits, model: quant.QuantModel, shipped: OnnxPredictor, *, tuning: bool

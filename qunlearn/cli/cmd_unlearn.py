@@ -36,10 +36,13 @@ def command(
     resume: bool,
     output: str,
 ) -> int:
-    """Make a trained run forget the samples of a deletion request."""
+    """Make a trained run forget the samples of a deletion request.
+
+    --set lr=auto settles the learning rate by short pilots first, scored without a retrained network.
+    """
     require_workstation()
     from qunlearn import quant, tasks
-    from qunlearn.cli import artefact
+    from qunlearn.cli import artefact, settle
     from qunlearn.cli import workspace as ws
     from qunlearn.data.request import Request
     from qunlearn.data.splits import make_splits
@@ -53,6 +56,11 @@ def command(
     splits = make_splits(dataset, request, seed=seed)
     card = ws.load_card(Path(run), model)
     folder = new_folder(output, resume=resume)
+    search: dict[str, Any] | None = None
+    if configured.unsettled:
+        configured, search = settle.settled(
+            settings, configured, model, splits, config.task, card=card, seed=seed, folder=folder, resume=resume
+        )
     with settings.progress(method) as update:
         result = configured(
             model,
@@ -71,6 +79,9 @@ def command(
         "before": ws.accuracies(model, splits),
         "after": ws.accuracies(result.model, splits),
     }
+    if search is not None:
+        value |= {"lr_search": search}
+        value |= {k: value[k] + search[k] for k in ("passes", "seconds")}
     ws.write_json(folder / ws.RESULT, value)
     after = ws.with_provenance(
         config,
@@ -82,5 +93,6 @@ def command(
     )
     quant.save_run(folder, result.model, after)
     ws.drop_state(folder)
+    (folder / settle.NAME).unlink(missing_ok=True)
     settings.result({**value, "run": str(folder)}, ws.unlearn_text(value, folder))
     return 0

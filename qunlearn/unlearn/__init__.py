@@ -9,6 +9,7 @@ from qunlearn.errors import ConfigError
 from qunlearn.hyper import Hyper, hypers
 from qunlearn.registry import Registry
 from qunlearn.tasks import TASKS
+from qunlearn.unlearn.auto import Settled, settle_lr
 from qunlearn.unlearn.bad_teacher import BadTeacher
 from qunlearn.unlearn.base import SHIPS, Unlearner
 from qunlearn.unlearn.boundary_shrink import BoundaryShrink
@@ -19,6 +20,7 @@ from qunlearn.unlearn.ft import FT
 from qunlearn.unlearn.ga import GA
 from qunlearn.unlearn.l1_sparse import L1Sparse
 from qunlearn.unlearn.neggrad_plus import GradDiff, NegGradPlus
+from qunlearn.unlearn.objective import Objective
 from qunlearn.unlearn.oeu import OEU
 from qunlearn.unlearn.probe import group_values
 from qunlearn.unlearn.qmul import QMUL
@@ -85,7 +87,9 @@ __all__ = [
     "Context",
     "GroupValue",
     "Hyper",
+    "Objective",
     "ReferenceCard",
+    "Settled",
     "TooCostlyError",
     "UnlearnResult",
     "Unlearner",
@@ -93,4 +97,5 @@ __all__ = [
     "hypers",
     "plug_ec",
     "register",
+    "settle_lr",
 ]

@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Self, final
 import torch
 
 from qunlearn.data.splits import Splits
-from qunlearn.errors import ConfigError, DataError, InvariantError, NotYetError, UnsupportedError, VerificationError
+from qunlearn.errors import ConfigError, DataError, InvariantError, UnsupportedError, VerificationError
 from qunlearn.fingerprint import code_digest, config_digest
-from qunlearn.hyper import hyper, hypers, parse_settings, problems
+from qunlearn.hyper import hyper, parse_settings, problems
 from qunlearn.quant import QuantModel, code_changes, codes_digest, lower, scale_parameter_names
 from qunlearn.quant.state import state_digest
 from qunlearn.tasks.base import Task
@@ -98,19 +98,21 @@ class Unlearner(ABC):
                     parse_bounds(value, name)
             except ConfigError as err:
                 out.append(f"{err.message.rstrip('.')} ({err.remedy.rstrip('.')})")
+        if self.unsettled and not self.stop_rule:
+            out.append("lr=auto chooses by the stop rule's objective and needs stop_rule=true")
         return out
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether the learning rate is still ``auto``, which :func:`qunlearn.unlearn.settle_lr` settles."""
+        return getattr(self, "lr", None) == "auto"
+
     def validate(self) -> None:
-        """ConfigError with all problems at once; NotYetError for ``lr="auto"``, which only the command can settle."""
+        """ConfigError with all problems at once."""
         problems = self.problems()
         if problems:
             raise ConfigError(
                 f"{self.name}: {'; '.join(problems)}.", remedy=f"See `qunlearn methods {self.name}` for the ranges."
-            )
-        if getattr(self, "lr", None) == "auto":
-            raise NotYetError(
-                "lr='auto' is not offered yet.",
-                remedy=f"Give a number; start from the default {hypers(type(self))['lr'].default:g}, compare two runs.",
             )
 
     @final
@@ -143,6 +145,11 @@ class Unlearner(ABC):
         """
         started = time.perf_counter()
         self.validate()
+        if self.unsettled:
+            raise ConfigError(
+                f"{self.name}: lr='auto' is no number yet.",
+                remedy="Settle it with qunlearn.unlearn.settle_lr, as `qunlearn unlearn` does, or give a number.",
+            )
         self._check_inputs(model, task, request_kind, checkpoint_every)
         folder = checkpoint.prepare_folder(run_dir, resume)
         data = Data(forget=splits.forget, retain=splits.retain, stop=splits.heldout_stop)

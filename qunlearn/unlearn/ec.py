@@ -67,12 +67,13 @@ class EC(EpochSGD):
         if not self.base:
             return [*out, "base_settings needs a base"] if self.base_settings else out
         try:
-            out += [f"base {self.base}: {p}" for p in self.inner().problems()]
+            inner = self.inner()
+            out += [f"base {self.base}: {p}" for p in inner.problems()]
+            out += ["base_settings need a number for lr"] * inner.unsettled
         except ConfigError as err:
             out.append(err.message.rstrip("."))
         known = hypers(type(self))
-        moved = [n for n in OF_THE_BASE if getattr(self, n) != known[n].default]
-        if moved:
+        if moved := [n for n in OF_THE_BASE if getattr(self, n) != known[n].default]:
             out.append(f"{', '.join(moved)} belong to the base: give them in base_settings")
         return out
 

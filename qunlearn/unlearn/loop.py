@@ -86,7 +86,7 @@ class Loop:
             row = self._step(step, t)
             if self.rule is not None and (t % self.method.eval_every == 0 or t == self.total):
                 row |= self._evaluate(t)
-            row["seconds"] = self._seconds()
+            row |= {"passes": self.ctx.passes, "seconds": self._seconds()}
             self.ctx.trace.append(row)
             over = t == self.total or (self.rule is not None and self.rule.reason is not None)
             if over or t % self.ctx.checkpoint_every == 0:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -292,3 +295,43 @@ def test_skipped_anchors_are_counted_across_a_resume(
         m(trained("cnn"), classes, task, run_dir=tmp_path, progress=kill, **args)
     again = m(trained("cnn"), classes, task, run_dir=tmp_path, resume=True, **args)
     assert again.fields["skipped_anchors"] == whole.fields["skipped_anchors"]
+
+
+def test_t09_steps_follow_the_longer_loader(trained: Trained, classes: Splits, task: Classification) -> None:
+    """The forget set is shorter and starts anew: an epoch is a pass over the retain set."""
+    result = EC(**FAST)(trained("cnn"), classes, task, request_kind="class")
+    longer, shorter = len(classes.retain) / 64, len(classes.forget) / 64
+    assert shorter + 2 < longer
+    assert longer - 1 <= len(result.trace) <= longer + 1
+
+
+PROCESS = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("fixtures", sys.argv[1])
+f = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(f)
+from qunlearn.unlearn import METHODS
+data = f.digits()
+splits = f.make_splits(data, f.Request("class", ("3", "8")), seed=0)
+model = f.fit("cnn", "w8a8", data.samples("train"), seed=0, epochs=1)
+settings = {"epochs": 1, "batch_size": 128}
+for name, more in [word.split(":") for word in sys.argv[2:]]:
+    m = METHODS[name](**settings, **({"aux_epochs": 1} if name == "ec" else {}), bn=more)
+    print(name, m(model, splits, f.Classification(), request_kind="class").digests["model_after"], flush=True)
+"""
+
+
+def test_t12_two_runs_in_one_process_equal_two_processes() -> None:
+    """No state lives on a method between runs (teachers, modules, optimizers)."""
+    fixtures = str(Path(__file__).with_name("conftest.py"))
+
+    def run(*names: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", PROCESS, fixtures, *names], capture_output=True, text=True, check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        return done.stdout.splitlines()
+
+    together = run("ec:frozen", "scrub:train", "ec:frozen", "scrub:train")
+    assert together[:2] == together[2:]
+    assert run("scrub:train", "ec:frozen") == together[:2][::-1]

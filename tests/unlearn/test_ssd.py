@@ -13,7 +13,10 @@ import torch
 from qunlearn.data.splits import Splits
 from qunlearn.quant import QuantModel
 from qunlearn.tasks import Classification
+from qunlearn.unlearn.base import Unlearner
 from qunlearn.unlearn.context import Context, Data
+from qunlearn.unlearn.ft import FT
+from qunlearn.unlearn.l1_sparse import L1Sparse
 from qunlearn.unlearn.ssd import SSD, dampening
 
 Trained = Callable[..., QuantModel]
@@ -88,3 +91,18 @@ def test_a_part_of_the_training_set_can_stand_for_it(trained: Trained, splits: S
     n, m = len(splits.forget), len(splits.retain)
     result = SSD(alpha=2.0, importance="batch", samples=100)(trained("cnn"), splits, task, request_kind="random")
     assert result.passes == pytest.approx((n + 100) / m, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "method", [SSD(alpha=1e-3, lam=1e-6), L1Sparse(alpha=1.0, lr=0.1, epochs=2, batch_size=64, momentum=0.0)]
+)
+def test_t12_dead_channels_stand_in_the_result(
+    trained: Trained, splits: Splits, task: Classification, method: Unlearner
+) -> None:
+    """Pruning methods empty whole channels: D4 names them, D8 says that they died now."""
+    result = method(trained("cnn"), splits, task, request_kind="random")
+    found = {f["code"] for f in result.degenerate}
+    assert {"D4", "D8"} <= found
+    assert not any(
+        f["code"] == "D8" for f in FT(epochs=1)(trained("cnn"), splits, task, request_kind="random").degenerate
+    )

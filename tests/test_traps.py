@@ -1,0 +1,178 @@
+"""Which test or script stands for every trap and acceptance line of the protocol, of EC and of OEU; all must exist.
+
+A line that only a long run can show names its script under ``benchmarks/``; what the script found stands in
+``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PROTOCOL_TRAPS: dict[str, str] = {
+    "T1 doing nothing scores well": "bench/test_bench::test_no_table_without_doing_nothing "
+    "bench/test_bench::test_marks",
+    "T2 smaller than noise": "bench/test_bench::test_bold_only_beyond_the_noise_floor",
+    "T3 collapse": "audit/test_controls::test_t3_a_collapsed_network_has_the_worst_gap "
+    "unlearn/test_base::test_gradient_ascent_with_a_large_rate_is_never_a_success",
+    "T4 no code moves": "unlearn/test_base::test_t09_nothing_changed_is_an_error",
+    "T5 nothing is trained": "unlearn/test_scrub::test_order_of_phases unlearn/test_contract::test_contract",
+    "T6 labels that are right": "unlearn/test_baselines::test_random_labels_are_never_the_true_ones_unless_allowed "
+    "unlearn/test_baselines::test_labels_allowed_to_be_true_are_named_in_the_result",
+    "T7 masked coordinates move": "unlearn/test_salun::test_coordinates_outside_the_mask_keep_bits_and_codes "
+    "unlearn/test_salun::test_masked_gradient_alone_would_not_hold_them",
+    "T8 KL averaged over classes": "unlearn/test_scrub::test_distillation_by_hand",
+    "T9 constant teacher": "unlearn/test_bad_teacher::test_incompetent_teacher_knows_nothing_and_is_not_constant",
+    "T10 boundary shrink": "unlearn/test_boundary_shrink::test_failed_attacks_are_counted_and_take_the_runner_up "
+    "unlearn/test_boundary_shrink::test_labels_against_a_plain_computation",
+    "T11 importance by batch": "unlearn/test_ssd::test_batch_importance_depends_on_the_batch_size "
+    "unlearn/test_ssd::test_sample_importance_is_the_mean_of_squared_gradients_whatever_the_batch_size",
+    "T12 dead channels": "unlearn/test_ssd::test_t12_dead_channels_stand_in_the_result",
+    "T13 penalty on BatchNorm": "unlearn/test_l1_sparse::test_penalty_covers_weights_only",
+    "T14 teacher drifts": "unlearn/test_scrub::test_teacher_stays_as_it_was",
+    "T15 shuffled labels": "unlearn/test_qmul::test_labels_are_kept_with_their_samples "
+    "unlearn/test_qmul::test_shuffled_labels_belong_to_other_samples",
+    "T16 class left in test": "bench/test_traps::test_t16_test_accuracy_counts_retained_classes_only "
+    "audit/test_mia::test_t16_a_forgotten_class_is_taken_out_of_test_and_read_beside",
+    "T17 modified entropy": "audit/test_scores::test_t17_modified_entropy_is_the_glossary_formula "
+    "audit/test_mia::test_summary_survives_broken_logits_and_gap_averages_four_numbers",
+    "T18 degenerate attack": "bench/test_traps::test_t18_a_degenerate_attack_earns_no_bold "
+    "audit/test_mia::test_t18_constant_confidences_are_degenerate",
+    "T19 members in data order": "audit/test_mia::test_t19_the_order_of_the_data_does_not_matter",
+    "T20 transforms": "bench/test_traps::test_t20_evaluation_knows_neither_training_mode_nor_training_transforms",
+    "T21 lr chosen on test": "bench/test_bench::test_a_tuner_that_peeks_is_caught "
+    "bench/test_traps::test_t21_reference_networks_have_the_recipe_of_the_original",
+    "T22 time without preparation": "bench/test_traps::test_t22_time_is_that_of_the_whole_call",
+    "T23 published numbers": "bench/test_traps::test_t23_tables_hold_what_was_run_and_nothing_else "
+    "bench/test_traps::test_t23_no_page_sets_published_figures_beside_ours",
+}
+
+PROTOCOL: dict[str, str] = {
+    "1 losses by hand": "unlearn/test_baselines::test_losses_by_hand unlearn/test_scrub::test_both_phases_by_hand "
+    "unlearn/test_bad_teacher::test_loss_by_hand unlearn/test_l1_sparse::test_schedule_by_hand "
+    "unlearn/test_qmul::test_weights_by_hand unlearn/test_qmul::test_similar_label_by_hand "
+    "unlearn/test_ssd::test_factors_by_hand",
+    "2 contract": "unlearn/test_contract::test_contract unlearn/test_contract::test_resume_after_sigkill "
+    "unlearn/test_contract::test_resume_after_a_kill_at_any_step_gives_the_same_bits",
+    "3 Q-MUL's switches": "unlearn/test_qmul::test_variants_and_switches "
+    "unlearn/test_qmul::test_index_shift_reproduces_the_wrong_label "
+    "unlearn/test_qmul::test_shuffled_labels_belong_to_other_samples",
+    "4 directions are marked": "bench/test_bench::test_marks benchmarks/grids/cifar10.toml",
+    "5 second retrained": "bench/test_bench::test_results_and_table benchmarks/grids/kws.toml",
+    "6 attack": "audit/test_mia::test_equals_scikit_learn_called_directly "
+    "audit/test_controls::test_attack_reads_retrained_and_never_trained_data_alike",
+    "7 controls": "audit/test_controls::test_utility_controls_fail audit/test_controls::test_doing_nothing_fails_under",
+    "8 one command": "bench/test_bench::test_kill_and_resume_over_processes bench/test_bench::test_marks",
+    "9 closed test split": "bench/test_bench::test_a_tuner_that_peeks_is_caught",
+    "10 smoke bench": "benchmarks/grids/smoke.toml bench/test_bench::test_committed_grids_are_valid",
+    "3.2 equal budgets": "bench/test_bench::test_draws_are_equal_in_number_nested_and_in_range "
+    "bench/test_variants::test_a_variant_is_drawn_as_its_method_with_its_settings_on_top",
+    "3.2 cost cap": "bench/test_bench::test_tuning_runs_end_at_the_cap",
+    "3.2 no_reference": "bench/test_variants::test_without_a_reference_j_ranks_whatever_the_gap",
+}
+
+EC_TRAPS: dict[str, str] = {
+    "T1 CKA 0 as the goal": "audit/test_cka::test_retrained_passes_and_controls_do_not",
+    "T2 logits alone": "audit/test_cka::test_head_only_forgetting_passes_on_accuracy_alone",
+    "T3 biased CKA": "tasks/test_similarity::test_independent_features",
+    "T4 one class": "unlearn/test_ec::test_single_class_with_the_forget_form_is_refused "
+    "unlearn/test_contrastive::test_one_class_has_no_signal_in_the_forget_form",
+    "T5 no positives": "unlearn/test_contrastive::test_whole_class_forgotten_takes_positives_from_the_forget_batch",
+    "T6 sum over anchors": "unlearn/test_contrastive::test_values_by_hand",
+    "T7 overflow": "unlearn/test_contrastive::test_finite_at_a_small_temperature_in_float32",
+    "T8 statistics": "unlearn/test_ec::test_batchnorm_modes "
+    "unlearn/test_ec::test_retain_only_statistics_come_from_retain_batches",
+    "T9 shorter loader": "unlearn/test_ec::test_t09_steps_follow_the_longer_loader",
+    "T10 modules exported": "unlearn/test_ec::test_modules_leave_no_trace",
+    "T11 modules kept": "unlearn/test_ec::test_cached_modules_give_the_same_run_and_are_purged",
+    "T12 state between runs": "unlearn/test_ec::test_t12_two_runs_in_one_process_equal_two_processes",
+    "T13 random requests": "unlearn/test_ec::test_random_requests_warn benchmarks/grids/cifar10.toml",
+    "T14 gradient to retain": "unlearn/test_contrastive::test_no_gradient_reaches_retain_features",
+    "T15 judged on its shots": "audit/test_recovery::test_shots_and_judged_share_no_sample",
+}
+
+EC: dict[str, str] = {
+    "1 losses": "unlearn/test_contrastive::test_values_by_hand unlearn/test_contrastive::test_bounds_hold "
+    "unlearn/test_contrastive::test_gradients_equal_finite_differences",
+    "2 CKA": "tasks/test_similarity::test_identity_and_invariances "
+    "audit/test_predictors::test_features_compared_are_those_of_network_and_file",
+    "3 toy D": "benchmarks/bench_ec.py",
+    "4 over-erasure": "benchmarks/bench_ec.py audit/test_cka::test_retrained_passes_and_controls_do_not "
+    "unlearn/test_ec::test_stop_rule_on_cka",
+    "5 inside bases": "unlearn/test_ec::test_inside_other_methods benchmarks/bench_ec.py",
+    "6 ablation": "benchmarks/grids/ablation_ec.toml benchmarks/bench_ec.py",
+    "7 controls": "audit/test_cka::test_retrained_passes_and_controls_do_not",
+    "8 stage drop": "unlearn/test_ec::test_modules_leave_no_trace",
+    "9 modules": "unlearn/test_ec::test_cached_modules_give_the_same_run_and_are_purged",
+    "10 cost": "benchmarks/bench_ec.py",
+    "11 network and file": "audit/test_predictors::test_features_compared_are_those_of_network_and_file",
+}
+
+OEU_TRAPS: dict[str, str] = {
+    "T1 E1 is flat": "unlearn/test_oeu::test_t01_e1_does_nothing_on_a_certain_network_and_e2_does",
+    "T2 projection under momentum": "unlearn/test_oeu::test_t02_trace_and_guarantee_agree",
+    "T3 scalars": "unlearn/test_oeu::test_t03_one_element_tensors_are_named_under_scope_tensor_and_kept_under_layer",
+    "T4 before the last micro-batch": "unlearn/test_oeu::test_t04_micro_batches_give_the_same_update "
+    "unlearn/test_oeu::test_t04_two_processes_give_the_same_update",
+    "T5 two points": "unlearn/test_oeu::test_t05_both_losses_see_the_same_parameters",
+    "T6 statistics": "unlearn/test_oeu::test_t06_frozen_statistics_stay_bit_identical",
+    "T7 last step, test data": "unlearn/test_base::test_t07_test_and_audit_parts_are_never_read "
+    "unlearn/test_stopping::test_t07_a_non_monotone_trajectory_ends_at_the_right_snapshot",
+    "T8 over-forgetting": "unlearn/test_oeu::test_t08_run_to_convergence_is_judged_over_forgotten "
+    "unlearn/test_stopping::test_t08_over_forgetting_is_a_failure_and_rolls_back",
+    "T9 no code moves": "unlearn/test_base::test_t09_nothing_changed_is_an_error",
+    "T10 stale views": "kernels/test_arena::test_replaced_gradients_are_detected",
+    "T11 clipping": "test_hyper::test_t11_clipping_that_changes_the_direction_is_refused",
+    "T12 unequal loaders": "unlearn/test_oeu::test_t12_samples_seen_are_counted",
+    "T13 padding": "unlearn/test_entropy::test_t13_padding_does_not_count",
+    "T14 stop and audit halves": "unlearn/test_oeu::test_t14_stop_and_audit_halves_share_no_content",
+}
+
+OEU: dict[str, str] = {
+    "1 gradients and norms": "unlearn/test_entropy::test_gradients_equal_finite_differences_and_closed_forms "
+    "unlearn/test_entropy::test_norms_of_the_logit_gradient unlearn/test_entropy::test_huge_logits_stay_finite "
+    "unlearn/test_entropy::test_both_forms_are_divergences_from_uniform",
+    "2 theorem": "unlearn/test_theorem::test_interference_is_second_order_in_a_float_network",
+    "3 quantized": "unlearn/test_theorem::test_projection_pays_in_quantized_form_and_a_random_vector_does_not",
+    "4 orthogonal": "unlearn/test_theorem::test_projected_vector_is_orthogonal_in_every_unit_and_to_every_row",
+    "5 update and metric": "unlearn/test_theorem::"
+    "test_t02_the_applied_forget_part_is_orthogonal_only_where_it_is_promised",
+    "6 oracle, resume": "unlearn/test_oeu::test_equals_a_plain_float64_oracle "
+    "unlearn/test_contract::test_resume_after_sigkill",
+    "7 speakers": "benchmarks/bench_demo.py benchmarks/bench_verdicts.py",
+    "8 matched": "benchmarks/bench_oeu_matched.py",
+    "9 random 10 %": "benchmarks/grids/cifar10.toml benchmarks/grids/cifar10_w4a4.toml",
+    "10 stop rule": "unlearn/test_stopping::test_t07_a_non_monotone_trajectory_ends_at_the_right_snapshot "
+    "unlearn/test_stopping::test_random_band_covers_retrained_networks "
+    "unlearn/test_stopping::test_controls_that_must_fail",
+    "11 rho2": "unlearn/test_theorem::test_noise_estimator_agrees_with_the_full_retain_gradient",
+    "12 cost": "benchmarks/bench_step.py",
+}
+
+TABLES = {"protocol traps": PROTOCOL_TRAPS, "protocol": PROTOCOL, "EC traps": EC_TRAPS, "EC": EC,
+          "OEU traps": OEU_TRAPS, "OEU": OEU}  # fmt: skip
+
+
+def functions(path: Path) -> set[str]:
+    return {n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+def test_every_line_has_its_test_or_script(name: str) -> None:
+    missing = []
+    for line, places in TABLES[name].items():
+        for place in places.split():
+            file, _, function = place.partition("::")
+            path = ROOT / file if file.startswith("benchmarks/") else ROOT / "tests" / f"{file}.py"
+            if not path.exists() or (function and function not in functions(path)):
+                missing.append(f"{line}: {place}")
+    assert not missing
+
+
+@pytest.mark.parametrize(("name", "count"), [("protocol traps", 23), ("EC traps", 15), ("OEU traps", 14)])
+def test_no_trap_is_left_out(name: str, count: int) -> None:
+    assert [line.split()[0] for line in TABLES[name]] == [f"T{i}" for i in range(1, count + 1)]
