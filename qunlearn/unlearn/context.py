@@ -19,6 +19,9 @@ from qunlearn.unlearn.pairing import rng_for
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called as ``progress(step, total_steps, trace_row)`` after every step."""
 
+Watch = Callable[[int, int, QuantModel], bool]
+"""Called as ``watch(step, total_steps, model)`` after every step; it must not change the network. False ends the run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -49,6 +52,7 @@ class Context:
     run_dir: Path | None = None
     resume: bool = False
     progress: Progress | None = None
+    watch: Watch | None = None
     checkpoint_every: int = 25
     trace: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
