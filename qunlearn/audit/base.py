@@ -118,8 +118,8 @@ class Audit(ABC):
 
     ``higher_side`` says what a value above the reference means: ``under`` (remembers) or ``over`` (forgot too much).
     ``headline`` marks the one result of a run that a reader should look at first; an ``extra`` audit runs only when
-    it is named. ``utility_side`` is the failure side of lost utility: EVE's rule calls it ``over``. ``cannot`` says in a
-    sentence or two what even a pass does not show.
+    it is named. ``utility_side`` is the failure side of lost utility: EVE's rule calls it ``over``. ``cannot`` says in
+    a sentence or two what even a pass does not show.
     """
 
     name: ClassVar[str]

@@ -22,6 +22,7 @@ from qunlearn.audit.eve_request import CraftedRequest
 from qunlearn.audit.intervals import Estimate
 from qunlearn.audit.predictor_base import Predictor
 from qunlearn.audit.verdict import PASS, Judgement, Measurement, fail, inconclusive
+from qunlearn.data.eve import require_disjoint
 from qunlearn.hyper import hyper
 
 __all__ = ["EveAudit", "EveConfig"]
@@ -56,6 +57,9 @@ class EveAudit(Audit):
         calibration: Calibration | None = ctx.inputs.get(calibrations.INPUT)
         if request is None:
             return Measurement(value=None, gates=("I-EVE-NO-REQUEST",), n={"targets": 0}, metrics={})
+        require_disjoint(
+            [("targets", request.role("target")), ("forget", ctx.splits.forget), ("retain", ctx.splits.retain)]
+        )
         least = 1 + eve_flips.parity_bound(ctx.parity, ctx.kind)
         targets, bystanders = request.role("target"), request.role("bystander")
         step = eve_flips.step_of(ctx.after)

@@ -1,7 +1,8 @@
-"""One trial of a calibration: the crafted request beside its controls, every arm read at matched utility. Needs torch."""
+"""One trial of a calibration: the crafted request beside its controls, all read at matched utility. Needs torch."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Mapping
@@ -175,7 +176,7 @@ def trial(bench: Bench) -> Trial:
         begun = time.perf_counter()
         if arm in sets:
             data, rows = sets[arm]
-            try:
+            with contextlib.suppress(DivergedError):  # beyond the budget: the step that was kept is read
                 bench.unlearning.run(
                     bench.model,
                     bench.splits(Samples(data, rows)),
@@ -183,8 +184,6 @@ def trial(bench: Bench) -> Trial:
                     retain_only=arm == "continued",
                     watch=matched,
                 )
-            except DivergedError:  # beyond the budget: the step that was kept is read
-                pass
         if arm == "clean":
             steps = matched.total
         unlearn = time.perf_counter() - begun - matched.seconds

@@ -1,4 +1,4 @@
-"""What a calibration proves: flips by arm over its trials, exact bounds and tests, and whether it may be used. No torch."""
+"""What a calibration proves: flips by arm over its trials, exact bounds and tests, whether it may be used. No torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ARMS: Mapping[str, str] = MappingProxyType(
         "eve": "the crafted request",
     }
 )
-"""Every arm of a trial. Null arms: the owner's data drove nothing. Attribution arms: erasure without the perturbation."""
+"""Every arm of a trial. In null arms the owner's data drive nothing; attribution arms erase without perturbation."""
 
 MIN_VERIFIABILITY, NOISE = 0.75, 0.10
 _ROUNDING = 1e-9

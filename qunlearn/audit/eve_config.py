@@ -21,8 +21,8 @@ DILUTION = (
 class EveConfig:
     """Erasure check by a customised perturbation: one configuration for request, calibration and verdict.
 
-    Radii are in units of the network's input. The method is after arXiv 2602.03567, whose norm, radius and equations are
-    not reproduced: every default is our own choice.
+    Radii are in units of the network's input. The method is after arXiv 2602.03567, whose norm, radius and equations
+    are not reproduced: every default is our own choice.
     """
 
     eps: float | None = hyper(

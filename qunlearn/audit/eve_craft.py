@@ -1,4 +1,4 @@
-"""Crafting: from samples to erase and private targets to a request whose faithful execution changes the targets' answer.
+"""Crafting: from samples to erase and private targets to a request whose faithful execution changes their answer.
 
 Needs torch. The optimization itself is in :mod:`qunlearn.audit.eve_align`.
 """
@@ -63,10 +63,10 @@ class EveCraft:
     ) -> CraftedRequest:
         """Craft ``split.erase`` for ``split.targets``; ``heldout`` samples are carried along to read utility on.
 
-        ``read`` are the artefacts of the network that the verdict will be read from: on each of them, and on the network
-        itself, every target must be right with a margin of at least one step. ConfigError for a target that is not, for
-        one whose input is among the erased or kept samples, and for a radius below one input step; UnsupportedError for
-        a network without second derivatives; InvariantError when crafting changed the network.
+        ``read`` are the artefacts of the network that the verdict will be read from: on each of them, and on the
+        network itself, every target must be right with a margin of at least one step. ConfigError for a target that is
+        not, for one whose input is among the erased or kept samples, and for a radius below one input step;
+        UnsupportedError for a network without second derivatives; InvariantError when crafting changed the network.
         """
         cfg = self.config
         before = state_digest(model)

@@ -1,4 +1,4 @@
-"""When an answer counts as flipped: argmax, margins in steps of the logits' grid, and the bound that parity has proven."""
+"""When an answer counts as flipped: argmax, margins in steps of the logits' grid, the bound that parity has proven."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ QUARTER = 0.25
 class Flips:
     """Readings of n samples. ``right``: answered rightly before. ``resolved``: margins of at least m on both sides.
 
-    ``flip``: right before, wrong after, resolved. ``strict``: flipped to the wanted class. ``before`` = logit of the true
-    class less the best other; ``after`` = top logit less that of the true class (0 where it still wins); both in steps
-    of the grid, or in logits where there is none.
+    ``flip``: right before, wrong after, resolved. ``strict``: flipped to the wanted class. ``before`` = logit of the
+    true class less the best other; ``after`` = top logit less that of the true class (0 where it still wins); both in
+    steps of the grid, or in logits where there is none.
     """
 
     right: NDArray[np.bool_]

@@ -17,7 +17,7 @@ _SLACK = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class InputGrid:
-    """Values ``(q - zero_point) * scale`` for whole q in -128..127; ``low`` and ``high`` bound the data [C or 1, 1, 1]."""
+    """Values ``(q - zero_point) * scale`` for whole q in -128..127; ``low`` and ``high`` bound the data [C, 1, 1]."""
 
     scale: float
     zero_point: int
@@ -68,7 +68,7 @@ def grid_values(codes: NDArray[Any], scale: float, zero_point: int) -> NDArray[n
 def default_radius(
     x: NDArray[np.float32], stored: np.dtype[Any], divisor: float, std: tuple[float, ...], scale: float
 ) -> float:
-    """Images stored in 8 bits: 8 of 255 levels, in whole input steps; anything else: half the mean standard deviation."""
+    """Images stored in 8 bits: 8 of 255 levels, in whole input steps; all else: half the mean standard deviation."""
     if stored == np.uint8:
         wanted = 8.0 / divisor / max(std)
         return max(1.0, np.floor(wanted / scale + _SLACK)) * scale

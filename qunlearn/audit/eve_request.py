@@ -1,7 +1,7 @@
 """A crafted request: what leaves the data owner, and what stays private until the verdict. numpy only.
 
-``submission.npz`` is the altered samples on the network's 8-bit input grid: it goes to the operator. ``request.npz`` also
-holds the private targets, bystanders and the samples that utility is read on: it stays with the owner.
+``submission.npz`` is the altered samples on the network's 8-bit input grid: it goes to the operator. ``request.npz``
+also holds the private targets, bystanders and the samples that utility is read on: it stays with the owner.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class CraftedRequest:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Submission:
-    """What the operator gets: ``x`` float32 [n, C, H, W] network inputs on the grid, ``y`` labels, ``ids`` of samples."""
+    """What the operator gets: ``x`` float32 [n, C, H, W] network inputs on the grid, ``y`` labels, ``ids``."""
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""An unlearning method as EVE's calibration wants it: steps that can be watched, and the same steps without a request."""
+"""A method as EVE's calibration wants it: steps that can be watched, and the same steps without a request."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The samples of one erasure check: what is erased, other samples, what is kept, private targets and bystanders.
 
-numpy only. Nothing is shared by content: hashes are taken over the inputs alone, so that a target in the erased batch is
-found under another label too.
+numpy only. Nothing is shared by content: hashes are taken over the inputs alone, so that a target in the erased batch
+is found under another label too.
 """
 
 from __future__ import annotations

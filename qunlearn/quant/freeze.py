@@ -14,7 +14,7 @@ from qunlearn.errors import ConfigError, UnsupportedError
 
 USE_INSTEAD = (
     "Use the straight-through quantizer of qunlearn.quant.prepare, a stock brevitas quantizer, or torch's plain "
-    "per-tensor and per-channel fake-quant operators; the fused operator that learns its scale has no second derivative."
+    "per-tensor and per-channel fake-quant operators: the fused one that learns its scale has no second derivative."
 )
 _LATENT = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 

@@ -143,8 +143,8 @@ class Unlearner(ABC):
         ``request_kind`` is ``random``, ``ids``, ``group`` or ``class``; ``card`` the model's reference card. Of the
         splits only ``forget``, ``retain`` and ``heldout_stop`` are read. With ``run_dir`` (an existing folder) the
         state is saved every ``checkpoint_every`` steps; ``resume=True`` goes on from it and gives the bits of an
-        uninterrupted run, and starts from nothing where there is no state. ``watch`` sees the network after every step of
-        an iterative method and may end the run; whether any code changed is then its affair and not checked here.
+        uninterrupted run, and starts from nothing where there is no state. ``watch`` sees the network after every step
+        of an iterative method and may end the run; whether any code changed is then its affair, not checked here.
 
         Raises ConfigError (hyper-parameters, folder), UnsupportedError (task, model), DataError (empty split),
         DivergedError (non-finite; the last good state is kept as ``last_good.safetensors``), InvariantError (nothing

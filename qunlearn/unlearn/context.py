@@ -20,7 +20,7 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called as ``progress(step, total_steps, trace_row)`` after every step."""
 
 Watch = Callable[[int, int, QuantModel], bool]
-"""Called as ``watch(step, total_steps, model)`` after every step; it must not change the network. False ends the run."""
+"""Called as ``watch(step, total_steps, model)`` after every step; it changes nothing. False ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
