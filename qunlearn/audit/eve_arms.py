@@ -31,6 +31,9 @@ from qunlearn_export.writer import serialize
 PATIENCE = 15
 """Readings beyond the utility budget in a row after which an arm has ended for good [our choice]."""
 
+CHUNK = 2048
+"""Samples of one pass when an arm is read."""
+
 Watch = Callable[[int, int, QuantModel], bool]
 
 
@@ -64,7 +67,8 @@ class Matched:
     def __init__(
         self, model: QuantModel, retain: Samples, heldout: Samples, *, drop: float, steps: int, every: int
     ) -> None:
-        self._sets = [(torch.from_numpy(s.inputs()), s.targets()) for s in (retain, heldout)]
+        self._x = torch.from_numpy(np.concatenate([retain.inputs(), heldout.inputs()]))
+        self._y, self._n = np.concatenate([retain.targets(), heldout.targets()]), len(retain)
         self._drop, self._steps, self._every = drop, steps, every
         self._start = self._accuracies(model)
         self._beyond = 0
@@ -100,14 +104,12 @@ class Matched:
         modes = [(m, m.training) for m in model.modules()]
         model.eval()
         try:
-            found = [
-                float(np.mean(np.concatenate([scores.predicted(model(p).numpy()) for p in x.split(1024)]) == y))
-                for x, y in self._sets
-            ]
+            z = np.concatenate([model(part).numpy() for part in self._x.split(CHUNK)])
         finally:
             for module, training in modes:
                 module.training = training
-        return found[0], found[1]
+        right = scores.correct(z, self._y)
+        return float(right[: self._n].mean()), float(right[self._n :].mean())
 
 
 @dataclass(frozen=True, kw_only=True)

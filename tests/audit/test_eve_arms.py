@@ -167,10 +167,11 @@ def test_acceptance_3_every_artefact_gives_the_same_flips(eight: Any) -> None:
         model, data, one = eight[1][seed]
         split = split_eve(data, 30, 1, 20, seed, confidence=confidences(model, data))
         private = Samples(data, np.concatenate([split.targets.index, split.bystanders.index]))
+        before = {kind: answers(model, kind) for kind in KINDS}
         for arm, after in one.models.items():
             vectors = {}
             for kind in KINDS:
-                flips = flips_of(answers(model, kind), answers(after, kind), private, None)
+                flips = flips_of(before[kind], answers(after, kind), private, None)
                 vectors[kind] = tuple(flips.flip.tolist())
             assert len(set(vectors.values())) == 1, (seed, arm, vectors)
             assert one.readings[arm].flip == float(vectors["onnx-all"][0])
