@@ -1,13 +1,13 @@
 """EVE on the toy network: does a crafted request flip its private target, and does nothing else?
 
-    python benchmarks/bench_eve.py [--seeds 8] [--trials 60] [--out benchmarks/results]
+    python benchmarks/bench_eve.py [--seeds 8] [--trials 60] [--parts main,...] [--out benchmarks/results]
 
 Network: 32-64-5, five Gaussian classes, 1500 samples, w8a8, trained anew for every seed; 30 erased samples, eps half a
 feature's standard deviation, one target. Method: gradient difference (plain SGD, lr 0.01, whole batches), at most 300
 steps; every arm is read from the int8 ONNX file at the last step whose retain and held-out accuracy lie within 3 points
 of the start. One trial a seed; all arms of a trial share network, target and retain batches.
 
-``bands``: targets of three confidences. ``variants``: settings of crafting at confidence .95. ``deployment``: a
+``main``: targets of confidence .95. ``bands``: .80 and .60. ``variants``: settings of crafting at confidence .95. ``deployment``: a
 calibration of one network by many trials, as a data owner would make it, and the verdict on one more request.
 Results: ``eve.json`` and ``eve.md``. Some ten minutes on one core.
 """
@@ -132,7 +132,7 @@ def markdown_table(rows: list[list[str]]) -> str:
 
 def bars(found: dict[str, Any]) -> list[list[str]]:
     """The bars of the acceptance list with what was measured."""
-    main = found["bands"]["0.95"]
+    main = found["main"]
     arms, n, alike = main["arms"], main["trials"], found["artefacts"]
     ours, theirs = arms["eve"], arms["released_code"]
     worst = max(arms[a]["flips"] for a in CONTROLS)
@@ -153,82 +153,96 @@ def bars(found: dict[str, Any]) -> list[list[str]]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Everything that the page of the audit shows."""
-    n = found["seeds"]
+    """Everything that the page of the audit shows; parts that were not run are named."""
+    main, n = found["main"], found["seeds"]
+    minutes = ", ".join(f"{part} {value:.1f}" for part, value in sorted(found["cpu_minutes"].items()))
     out = [
-        f"`python benchmarks/bench_eve.py --seeds {n} --trials {found['deployment']['calibration']['trials']}`, "
-        f"{sum(found['cpu_minutes'].values()):.0f} minutes of one core. "
-        f"Target confidence .95, one trial on each of {n} networks:\n",
-        markdown_table(table(found["bands"]["0.95"])),
+        f"`python benchmarks/bench_eve.py`; minutes of one core: {minutes}. Target confidence .95, one trial on each of {n} "
+        "networks, read from the int8 ONNX file:\n",
+        markdown_table(table(main)),
         markdown_table(bars(found)),
-        "Flips by confidence of the target and by setting (settings at confidence .95):\n",
     ]
     head = ["target", *ARMS, "bystanders (eve)", "clean erased acc. (eve; clean)", "valid"]
     rows = [head]
-    named = {f"confidence {k}": v for k, v in found["bands"].items()} | dict(found.get("variants", {}))
+    named = {"confidence 0.95": main, **found.get("bands", {}), **found.get("variants", {})}
     for name, s in named.items():
         arms = s["arms"]
         erased = f"{arms['eve']['erased']:.2f}; {arms['clean']['erased']:.2f}"
         flips = [f"{arms[a]['flips']}/{s['trials']}" for a in ARMS]
         rows.append([name, *flips, f"{arms['eve']['bystanders']:.3f}", erased, "no" if s["problems"] else "yes"])
-    four = found.get("four targets", {"rates": {}})
-    rates = ", ".join(f"{a} {r:.2f}" for a, r in four["rates"].items()) or "not run"
-    d = found["deployment"]["calibration"]
-    out += [
-        markdown_table(rows),
-        f"Four targets in one request (confidence .80), rate of each target: {rates}.\n",
-        f"A calibration of one network ({d['trials']} trials; {'; '.join(d['problems']) or 'valid'}): "
-        f"detection at least {d['l1']:.3f}, false positives at most {d['p0']:.3f}.\n",
-        markdown_table(table(d)),
-        "One more request to the operator of that network, at matched utility; SMI beside it on the unaltered samples:\n",
-        markdown_table(
-            [["operator unlearns", "V", "eve", "reasons", "SMI", "its verdict"]]
-            + [
-                [name, f"{v['value']:.0f}", v["verdict"], ", ".join(v["reasons"]) or "-",
-                 "-" if v["smi"] is None else f"{v['smi']:.2f}", f"{v['smi_verdict']} ({', '.join(v['smi_reasons'])})"]
-                for name, v in found["deployment"]["verdicts"].items()
-            ]
-        ),
-    ]  # fmt: skip
+    if len(named) > 1:
+        out += ["Flips by confidence of the target and by setting (settings at .95):\n", markdown_table(rows)]
+    if "four targets" in found:
+        rates = ", ".join(f"{a} {r:.2f}" for a, r in found["four targets"]["rates"].items())
+        out.append(f"Four targets in one request (confidence .80), rate of each target: {rates}.\n")
+    if "deployment" in found:
+        out += deployed(found["deployment"])
+    missing = sorted({"bands", "variants", "deployment"} - set(found))
+    if missing:
+        out.append(f"Not run yet: {', '.join(missing)}.\n")
     return "\n".join(out).rstrip("\n") + "\n"
 
 
+def deployed(found: dict[str, Any]) -> list[str]:
+    """The calibration of one network, and the verdicts under it."""
+    d = found["calibration"]
+    head = ["operator unlearns", "V", "eve", "reasons", "SMI", "its verdict"]
+    rows = [
+        [
+            name,
+            f"{v['value']:.0f}",
+            v["verdict"],
+            ", ".join(v["reasons"]) or "-",
+            "-" if v["smi"] is None else f"{v['smi']:.2f}",
+            f"{v['smi_verdict']} ({', '.join(v['smi_reasons'])})",
+        ]
+        for name, v in found["verdicts"].items()
+    ]
+    return [
+        f"A calibration of one network ({d['trials']} trials; {'; '.join(d['problems']) or 'valid'}): "
+        f"detection at least {d['l1']:.3f}, false positives at most {d['p0']:.3f}.\n",
+        markdown_table(table(d)),
+        "One more request to the operator of that network, at matched utility, SMI beside it:\n",
+        markdown_table([head, *rows]),
+    ]
+
+
 def main() -> None:
-    """Run the parts that are asked for, keep the others as they are on disk, print, write."""
+    """Run the parts that are asked for, keep the others as they are on disk, write after each part, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--parts", default="bands,variants,deployment", help="what to run anew; the rest stays")
+    parser.add_argument("--parts", default="main,bands,variants,deployment", help="what to run anew; the rest stays")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     args = parser.parse_args()
-    file, parts = args.out / "eve.json", args.parts.split(",")
+    file = args.out / "eve.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"cpu_minutes": {}}
     args.out.mkdir(parents=True, exist_ok=True)
-    if "bands" in parts:
+    for part in args.parts.split(","):
         begun = time.process_time()
-        found |= {"seeds": args.seeds, "bands": {}}
-        for wanted in (0.95, 0.80, 0.60):
-            first = wanted == 0.95
-            cfg = replace(CONFIG, target_confidence=wanted)
-            trials, alike = seeds(cfg, args.seeds, f"confidence {wanted}", vectors=3 if first else 0)
-            found["bands"][f"{wanted:.2f}"] = trials.summary()
-            found |= {"artefacts": alike} if first else {}
-        found["cpu_minutes"]["bands"] = (time.process_time() - begun) / 60
-    if "variants" in parts:
-        begun = time.process_time()
-        found["variants"] = {n: seeds(replace(CONFIG, **c), args.seeds, n)[0].summary() for n, c in VARIANTS.items()}
-        four = seeds(replace(CONFIG, n_targets=4, target_confidence=0.80), args.seeds, "four targets")[0]
-        found["four targets"] = {"rates": {a: four.mean(a, "flip") for a in ARMS}}
-        found["cpu_minutes"]["variants"] = (time.process_time() - begun) / 60
-    if "deployment" in parts:
-        begun = time.process_time()
-        found["deployment"] = deployment(args.trials)
-        found["cpu_minutes"]["deployment"] = (time.process_time() - begun) / 60
-    file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    if {"bands", "deployment"} <= set(found):
-        text = markdown(found)
-        (args.out / "eve.md").write_text(text)
-        print(text)
+        found |= run_part(part, args.seeds, args.trials)
+        found["cpu_minutes"][part] = (time.process_time() - begun) / 60
+        file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        if "main" in found:
+            (args.out / "eve.md").write_text(markdown(found))
+    print((args.out / "eve.md").read_text())
+
+
+def run_part(part: str, count: int, trials: int) -> dict[str, Any]:
+    """The results of one part by key."""
+    if part == "main":
+        found, alike = seeds(CONFIG, count, "main", vectors=3)
+        return {"seeds": count, "main": found.summary(), "artefacts": alike}
+    if part == "bands":
+        bands = {f"confidence {c}": replace(CONFIG, target_confidence=c) for c in (0.80, 0.60)}
+        return {"bands": {name: seeds(cfg, count, name)[0].summary() for name, cfg in bands.items()}}
+    if part == "variants":
+        four = seeds(replace(CONFIG, n_targets=4, target_confidence=0.80), count, "four targets")[0]
+        made = {n: seeds(replace(CONFIG, **c), count, n)[0].summary() for n, c in VARIANTS.items()}
+        return {"variants": made, "four targets": {"rates": {a: four.mean(a, "flip") for a in ARMS}}}
+    if part == "deployment":
+        return {"deployment": deployment(trials)}
+    raise SystemExit(f"no part {part!r}: main, bands, variants, deployment")
 
 
 if __name__ == "__main__":
