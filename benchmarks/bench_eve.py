@@ -7,8 +7,9 @@ feature's standard deviation, one target. Method: gradient difference (plain SGD
 steps; every arm is read from the int8 ONNX file at the last step whose retain and held-out accuracy lie within 3 points
 of the start. One trial a seed; all arms of a trial share network, target and retain batches.
 
-``main``: targets of confidence .95. ``bands``: .80 and .60. ``variants``: settings of crafting at confidence .95. ``deployment``: a
-calibration of one network by many trials, as a data owner would make it, and the verdict on one more request.
+``main``: targets of confidence .95. ``bands``: .80 and .60. ``variants``: settings of crafting at .95, and four targets
+in one request. ``deployment``: a calibration of one network by many trials, as a data owner would make it, and the
+verdict on one more request.
 Results: ``eve.json`` and ``eve.md``. Some ten minutes on one core.
 """
 
@@ -157,8 +158,8 @@ def markdown(found: dict[str, Any]) -> str:
     main, n = found["main"], found["seeds"]
     minutes = ", ".join(f"{part} {value:.1f}" for part, value in sorted(found["cpu_minutes"].items()))
     out = [
-        f"`python benchmarks/bench_eve.py`; minutes of one core: {minutes}. Target confidence .95, one trial on each of {n} "
-        "networks, read from the int8 ONNX file:\n",
+        f"`python benchmarks/bench_eve.py`; minutes of one core: {minutes}. Target confidence .95, one trial on each "
+        f"of {n} networks, read from the int8 ONNX file:\n",
         markdown_table(table(main)),
         markdown_table(bars(found)),
     ]

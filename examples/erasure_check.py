@@ -18,7 +18,8 @@ from qunlearn.bench import gaussians
 from qunlearn.cli import run
 
 TOY = "--data qunlearn.bench.gaussians:data --model qunlearn.bench.gaussians:network --epochs 20"
-METHOD = "--method graddiff --set lr=0.01 --set momentum=0 --set weight_decay=0 --set schedule=constant --set epochs={epochs}"
+METHOD = "--method graddiff --set lr=0.01 --set momentum=0 --set weight_decay=0 --set schedule=constant"
+METHOD += " --set epochs=40"
 
 
 def step(text: str, *, ends: tuple[int, ...] = (0,)) -> int:

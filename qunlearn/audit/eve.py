@@ -202,4 +202,4 @@ def _same_network(request: CraftedRequest, before: Predictor, least: int) -> boo
         codes = np.rint(before.on(request.probe.samples("train")) / eve_flips.step_of(before))
         known = request.known[request.probe.where("train")] - int(request.facts["output_zero"])
         return len(request.known) > 0 and bool((np.abs(codes - known) < least).all())
-    return before.codes_digest() == request.facts["model"]
+    return bool(before.codes_digest() == request.facts["model"])

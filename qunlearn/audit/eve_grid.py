@@ -71,5 +71,5 @@ def default_radius(
     """Images stored in 8 bits: 8 of 255 levels, in whole input steps; all else: half the mean standard deviation."""
     if stored == np.uint8:
         wanted = 8.0 / divisor / max(std)
-        return max(1.0, np.floor(wanted / scale + _SLACK)) * scale
+        return max(1.0, float(np.floor(wanted / scale + _SLACK))) * scale
     return 0.5 * float(np.asarray(x, np.float64).std(axis=0).mean())

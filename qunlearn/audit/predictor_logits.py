@@ -45,6 +45,8 @@ class LogitsPredictor(Predictor):
                 f"there are {list(codes.shape)} logits for {len(dataset)} samples of {dataset.num_classes} classes.",
                 remedy="Dump one row for every row of probe.npz, in its order.",
             )
+        if np.abs(codes).max(initial=0) >= 2**31:
+            raise ConfigError("logits leave 32 bits.", remedy="Dump the integer logits, not what was made of them.")
         self.kind = kind
         self.step = float(scale)
         self.answers_only = graph is None
@@ -78,7 +80,7 @@ class LogitsPredictor(Predictor):
         return out
 
     def codes(self) -> Mapping[str, NDArray[Any]]:
-        return {"logits": self._codes} if self._graph is None else self._graph.quantized_tensors()
+        return {"logits": self._codes.astype(np.int32)} if self._graph is None else self._graph.quantized_tensors()
 
 
 def read_rows(path: Path) -> NDArray[np.int64]:

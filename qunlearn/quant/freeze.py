@@ -27,7 +27,7 @@ def latent_parameters(model: nn.Module, *, part: str = "all") -> dict[str, nn.Pa
     """
     if part not in ("all", "classifier"):
         raise ConfigError(f"part {part!r} is unknown.", remedy="Use all or classifier.")
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, _LATENT)]
+    layers: list[tuple[str, nn.Module]] = [(name, m) for name, m in model.named_modules() if isinstance(m, _LATENT)]
     if part == "classifier":
         layers = [(name, m) for name, m in layers if isinstance(m, nn.Linear)][-1:]
     found = {
