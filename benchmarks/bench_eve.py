@@ -165,7 +165,8 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     head = ["target", *ARMS, "bystanders (eve)", "clean erased acc. (eve; clean)", "valid"]
     rows = [head]
-    named = {"confidence 0.95": main, **found.get("bands", {}), **found.get("variants", {})}
+    named = {"confidence 0.95": main, **dict(sorted(found.get("bands", {}).items(), reverse=True))}
+    named |= found.get("variants", {})
     for name, s in named.items():
         arms = s["arms"]
         erased = f"{arms['eve']['erased']:.2f}; {arms['clean']['erased']:.2f}"
@@ -174,7 +175,7 @@ def markdown(found: dict[str, Any]) -> str:
     if len(named) > 1:
         out += ["Flips by confidence of the target and by setting (settings at .95):\n", markdown_table(rows)]
     if "four targets" in found:
-        rates = ", ".join(f"{a} {r:.2f}" for a, r in found["four targets"]["rates"].items())
+        rates = ", ".join(f"{a} {r:.2f}" for a, r in ((a, found["four targets"]["rates"][a]) for a in ARMS))
         out.append(f"Four targets in one request (confidence .80), rate of each target: {rates}.\n")
     if "deployment" in found:
         out += deployed(found["deployment"])
@@ -226,7 +227,7 @@ def main() -> None:
         file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
         if "main" in found:
             (args.out / "eve.md").write_text(markdown(found))
-    print((args.out / "eve.md").read_text())
+    print(markdown(found) if "main" in found else f"written: {file}")
 
 
 def run_part(part: str, count: int, trials: int) -> dict[str, Any]:

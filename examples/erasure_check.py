@@ -5,7 +5,8 @@
 The toy network of the documentation (five Gaussian classes). The owner alters 30 samples within half a standard
 deviation; the operator unlearns what was submitted; the owner reads one private sample's answer from the int8 file.
 ``--quick`` makes eight short trials: it shows that the steps run, and its calibration is not valid. The whole run makes
-60 trials, some ten minutes on one core; the verdict is whatever they prove.
+60 trials, some minutes on one core; the verdict is whatever they prove. The operator's 60 steps were chosen so that
+usefulness is kept: at 72 steps the check fails as `over`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from qunlearn.cli import run
 
 TOY = "--data qunlearn.bench.gaussians:data --model qunlearn.bench.gaussians:network --epochs 20"
 METHOD = "--method graddiff --set lr=0.01 --set momentum=0 --set weight_decay=0 --set schedule=constant"
-METHOD += " --set epochs=40"
+METHOD += " --set epochs=15"
 
 
 def step(text: str, *, ends: tuple[int, ...] = (0,)) -> int:
@@ -42,7 +43,7 @@ def main() -> None:
     data = gaussians.data()
     mine = data.ids[data.where("train")][::33][:30]
     (args.output / "mine.txt").write_text("\n".join(mine) + "\n")
-    trials = "--with trials=8 --steps 4" if args.quick else "--with trials=60 --steps 160"
+    trials = "--with trials=8 --steps 4" if args.quick else "--with trials=60 --steps 60"
 
     step(f"train {TOY} -o {out}/base")
     step(f"eve craft {out}/base --forget ids=@{out}/mine.txt {METHOD} --with steps=120 -o {out}/request")

@@ -104,7 +104,7 @@ class Matched:
         modes = [(m, m.training) for m in model.modules()]
         model.eval()
         try:
-            z = np.concatenate([model(part).numpy() for part in self._x.split(CHUNK)])
+            z = np.concatenate([model(part).numpy() for part in torch.split(self._x, CHUNK)])
         finally:
             for module, training in modes:
                 module.training = training

@@ -206,7 +206,8 @@ def table(found: Mapping[str, Any]) -> list[list[str]]:
     head = ["arm", "flips", "strict", "p (eve beats it)", "cos", "bystanders", "clean erased acc.", "step", "craft s",
             "unlearn s", "verify s"]  # fmt: skip
     rows = [head]
-    for arm, r in found["arms"].items():
+    for arm in ARMS:
+        r = found["arms"][arm]
         s = r["seconds"]
         rows.append(
             [

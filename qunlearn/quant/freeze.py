@@ -29,7 +29,7 @@ def latent_parameters(model: nn.Module, *, part: str = "all") -> dict[str, nn.Pa
         raise ConfigError(f"part {part!r} is unknown.", remedy="Use all or classifier.")
     layers: list[tuple[str, nn.Module]] = [(name, m) for name, m in model.named_modules() if isinstance(m, _LATENT)]
     if part == "classifier":
-        layers = [(name, m) for name, m in layers if isinstance(m, nn.Linear)][-1:]
+        layers = [row for row in layers if isinstance(row[1], nn.Linear)][-1:]
     found = {
         f"{name}.{key}" if name else key: p
         for name, m in layers

@@ -182,7 +182,10 @@ class World:
         return dict.fromkeys(("shadows", "unlearned_shadows"), _POOLS[key])
 
     def eve(self) -> dict[str, Any]:
-        """A crafted request for the original, and a calibration in which 60 of 60 requests flipped and no control."""
+        """A crafted request for the original, and a calibration in which 60 of 60 requests flipped and no control;
+        nothing in a world without test samples of the forgotten kind, from which the target is taken."""
+        if self.splits.forget_test is None:
+            return {}
         key = self.splits.digest()
         if key not in _EVE:
             _EVE[key] = {"eve_request": eve_request(self), "eve_calibration": eve_calibration(self)}
