@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qunlearn import errors
-from qunlearn.audit import AUDITS, GLOSSARY
+from qunlearn.audit import AUDITS, GLOSSARY, EveConfig
 from qunlearn.audit.codes import REASONS, WARNINGS
 from qunlearn.bench.recipes import RECIPES
 from qunlearn.cli import COMMANDS
@@ -84,6 +84,10 @@ def _method(name: str) -> str:
 
 def _audit(name: str) -> str:
     return _parameters((r["name"], r["default"], r["range"], r["unit"], r["doc"]) for r in AUDITS[name].describe())
+
+
+def _eve_config() -> str:
+    return _parameters((h.name, h.default, h.range, h.unit, h.doc) for h in hypers(EveConfig).values())
 
 
 def _methods() -> str:
@@ -211,6 +215,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-delta": partial(_result, "delta"),
     "result-firmware": partial(_result, "firmware"),
     "result-ec": partial(_result, "ec"),
+    "result-eve": partial(_result, "eve"),
+    "eve-config": _eve_config,
     "result-projection": _projection,
     "result-subspace": _subspace,
     "result-demo": partial(_result, "demo"),

@@ -62,6 +62,12 @@ def test_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert json.loads((tmp_path / "oeu" / "config.json").read_text())["model"] == "own_data:network"
 
 
+def test_erasure_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    start("erasure_check", tmp_path / "out", monkeypatch)
+    assert "\neve: INCONCLUSIVE on onnx-all\n" in capsys.readouterr().out  # eight trials of four steps prove nothing
+    assert (tmp_path / "out" / "verdict" / "eve.json").exists()
+
+
 def test_projection_only_needs_the_kernel_package_alone() -> None:
     blocked = BARE.replace('"torch", ', "").replace('"qunlearn_kernels"', '"qunlearn_export.graph"')
     command = [sys.executable, "-c", blocked, str(EXAMPLES / "projection_only.py")]

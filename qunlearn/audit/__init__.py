@@ -6,6 +6,10 @@ from qunlearn.audit.accuracy import Accuracy
 from qunlearn.audit.attacks import Lira, Loss, Rmia, ULira
 from qunlearn.audit.base import Audit, AuditContext
 from qunlearn.audit.cka import Cka
+from qunlearn.audit.eve import EveAudit
+from qunlearn.audit.eve_calibration import Calibration
+from qunlearn.audit.eve_config import EveConfig
+from qunlearn.audit.eve_request import CraftedRequest, Submission
 from qunlearn.audit.glossary import GLOSSARY, Entry
 from qunlearn.audit.mia import Mia
 from qunlearn.audit.predictor import FirmwarePredictor, OnnxPredictor, OraclePredictor, Predictor, TorchPredictor
@@ -28,6 +32,7 @@ register(Cka)
 register(Recovery)
 register(Relearn)
 register(QuantRecovery)
+register(EveAudit)
 register(Loss)
 register(Lira)
 register(Rmia)
@@ -41,7 +46,11 @@ __all__ = [
     "AuditContext",
     "AuditResult",
     "AuditRun",
+    "Calibration",
+    "CraftedRequest",
     "Entry",
+    "EveAudit",
+    "EveConfig",
     "FirmwarePredictor",
     "Judgement",
     "Lira",
@@ -55,6 +64,7 @@ __all__ = [
     "Shadow",
     "ShadowPool",
     "Smi",
+    "Submission",
     "TorchPredictor",
     "TorchTrainer",
     "ULira",

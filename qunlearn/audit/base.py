@@ -118,7 +118,8 @@ class Audit(ABC):
 
     ``higher_side`` says what a value above the reference means: ``under`` (remembers) or ``over`` (forgot too much).
     ``headline`` marks the one result of a run that a reader should look at first; an ``extra`` audit runs only when
-    it is named. ``cannot`` says in a sentence or two what even a pass does not show.
+    it is named. ``utility_side`` is the failure side of lost utility: EVE's rule calls it ``over``. ``cannot`` says in
+    a sentence or two what even a pass does not show.
     """
 
     name: ClassVar[str]
@@ -128,6 +129,7 @@ class Audit(ABC):
     higher_side: ClassVar[str]
     headline: ClassVar[bool] = False
     extra: ClassVar[bool] = False
+    utility_side: ClassVar[str] = "utility"
     cannot: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "heldout")
@@ -213,12 +215,12 @@ class Audit(ABC):
         if finite:
             useful = utility.measure(ctx.before, ctx.after, ctx.splits, floor=self.utility_floor)
             m = self.run(ctx)
-            first = _first_gates(ctx, useful.reasons)
+            first = _first_gates(ctx, useful.reasons, self.utility_side)
             judgement = first if first is not None else _capped(self.judge(m, ctx), same, ctx)
             metrics = _merged(useful.metrics, m.metrics)
         else:
             m, metrics = None, {}
-            judgement = fail("utility", "F-NONFINITE")
+            judgement = fail(self.utility_side, "F-NONFINITE")
         end = time.perf_counter()
         for name, p in ctx.predictors().items():
             if p.digest != identity[name]:
@@ -238,7 +240,7 @@ class Audit(ABC):
             direction=self.direction,
             headline=self.headline,
             reference={
-                "kind": ctx.reference_kind,
+                "kind": self.reference_kind(ctx),
                 "value": None if m is None or m.reference is None else m.reference.value,
                 "interval": None if m is None or m.reference is None else m.reference.interval(),
                 "digest": self.reference_digest(ctx, identity),
@@ -274,6 +276,10 @@ class Audit(ABC):
             },
         )
 
+    def reference_kind(self, ctx: AuditContext) -> str:
+        """Kind of the yardstick; audits that calibrate override this together with :meth:`reference_digest`."""
+        return ctx.reference_kind
+
     def reference_digest(self, ctx: AuditContext, identity: Mapping[str, str]) -> str | None:
         """Digest of the yardstick; audits that calibrate override this with the digest of their calibration."""
         return identity.get("reference")
@@ -296,10 +302,10 @@ def _same_model(ctx: AuditContext, identity: Mapping[str, str]) -> list[str]:
     return out
 
 
-def _first_gates(ctx: AuditContext, utility_reasons: tuple[str, ...]) -> Judgement | None:
+def _first_gates(ctx: AuditContext, utility_reasons: tuple[str, ...], side: str) -> Judgement | None:
     """Utility first, then parity; None where neither failed."""
     if utility_reasons:
-        return fail("utility", *utility_reasons)
+        return fail(side, *utility_reasons)
     if _ships(ctx.kind) and ctx.parity is not None and ctx.parity.verdict == "fail":
         return fail("parity", "F-PARITY")
     return None

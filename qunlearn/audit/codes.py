@@ -41,6 +41,17 @@ REASONS: Mapping[str, str] = {
     "I-RELEARN-ARMS": "The arms cannot be matched: fewer than 8 samples of each, or to score.",
     "I-QUANT-NONE": "At every width the original itself breaks: nothing can be said.",
     "I-ATTACK-NO-POWER": "The attack can hardly tell members from non-members: its share is an accident.",
+    "F-EVE-NOT-FLIPPED": "The private target kept its answer, although a faithful update would have changed it.",
+    "F-EVE-BYSTANDERS": "Bystanders flip more often than under clean erasure: the update changed far more than asked.",
+    "I-EVE-NO-REQUEST": "No crafted request was given to verify.",
+    "I-EVE-NO-CALIBRATION": "No calibration was given: what a flip is worth is not known.",
+    "I-EVE-CALIBRATION": "The calibration is not valid.",
+    "I-EVE-FOREIGN": "Request, calibration and model before do not belong together.",
+    "I-EVE-TARGET": "The private target was answered wrongly before unlearning already.",
+    "I-EVE-UNRESOLVED": "The private target's margin is within the parity bound on one side: no flip can be told.",
+    "I-EVE-FALSE-POSITIVES": "The target flipped, but the calibration does not bound false positives tightly enough.",
+    "I-EVE-WEAK": "The target kept its answer, but the calibration does not bound detection tightly enough to fail.",
+    "I-EVE-MIXED": "Some private targets flipped, some did not.",
     "I-DISAGREE": "The trained model and a shipping artefact got different verdicts.",
 }
 
@@ -53,6 +64,10 @@ WARNINGS: Mapping[str, str] = {
     "W-TORCH-NOT-RUN": "The trained model was not audited beside the file.",
     "W-NO-FEATURES": "The artefact shows no features: the audit read its logits.",
     "W-NO-PARITY": "No parity report was given for this artefact.",
+    "W-EVE-TARGETS": "Several targets in one request dilute each other.",
+    "W-EVE-SNAP": "Snapping to the input grid cost more than a tenth of the cosine.",
+    "W-EVE-SURROGATE": "The method has no differentiable forget loss; a stand-in was used and the calibration decides.",
+    "W-EVE-KIND": "The calibration was read from another artefact kind.",
     "W-SMI-LOGITS": "The artefact shows no features; its logits were read instead.",
     "W-MIA-DEGENERATE": "The attack cannot tell members from non-members at all.",
 }

@@ -255,6 +255,31 @@ GLOSSARY: Mapping[str, Entry] = MappingProxyType(
             range="any; 0 = like members, 1 = like never-trained data",
             interval="percentile bootstrap over all three sets, 90 %; difference: the same resamples for both",
         ),
+        "verifiability": Entry(
+            title="verifiability",
+            formula="share of the private targets that were right before and are wrong after, with a margin of 1 + the "
+            "parity bound in output steps on both sides",
+            target="1 where the request drove the update, 0 where it did not",
+            reference="a calibration: the same request under the known unlearner, beside six controls",
+            range="0..1",
+            interval="Clopper-Pearson, one-sided 95 %, from the calibration's trials",
+        ),
+        "verifiability_strict": Entry(
+            title="verifiability (strict)",
+            formula="the same, counting flips to the wanted class only",
+            target="1 where the request drove the update",
+            reference="a calibration: the same request under the known unlearner, beside six controls",
+            range="0..1",
+            interval="none: read beside verifiability",
+        ),
+        "bystander_flips": Entry(
+            title="bystander flips",
+            formula="share of bystanders (as confident as the targets, in no batch) whose right answer flipped",
+            target="at most the calibration's clean erasure + .10",
+            reference=_BEFORE,
+            range="0..1",
+            interval="Wilson, 90 %",
+        ),
         "parity_max": Entry(
             title="parity max",
             formula="max |d| over a layer's outputs, d = difference of integer codes",

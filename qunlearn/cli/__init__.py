@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Say what an ONNX file is: dtypes, integer coverage, static checks.",
     "firmware": "Write an int8 ONNX file as C99 for a microcontroller, with self-test and report.",
     "audit": "Judge a run or an int8 ONNX file: forgotten, useful, and really changed?",
+    "eve": "Was an update driven by one owner's samples? Craft a request, calibrate, verify.",
     "bench": "Compare methods over networks, requests and seeds, with equal tuning budgets.",
     "bundle": "Make signed updates for devices; make keys; check a device's receipt.",
     "verify": "Check a signed update: signatures, digests, recomputation, audits.",

@@ -61,19 +61,26 @@ SUITES: Mapping[str, tuple[str, ...]] = {
     "standard": ("accuracy", "mia", "smi"),
     "strict": ("accuracy", "mia", "smi", "cka", "recovery", "relearn", "quant_recovery"),
 }
-"""Audits by suite; the code-change table belongs to both."""
+"""Audits by suite; the code-change table belongs to both. With a crafted request, ``strict`` has ``eve`` too."""
 
-LEFT_OUT: Mapping[str, tuple[str, ...]] = {
-    "strict": ("eve: left out, this version has no crafted request to verify",),
-}
-"""What a suite would hold but cannot run, one line each."""
+NO_REQUEST = "eve: left out, no crafted request was given (--eve)"
 
 
-def parse_audits(text: str | None, suite: str | None = None) -> list[Audit]:
-    """Audits by comma-separated names, or those of a suite (``standard`` by default); not both."""
+def parse_audits(text: str | None, suite: str | None = None, *, request: bool = False) -> list[Audit]:
+    """Audits by comma-separated names, or those of a suite (``standard`` by default); not both.
+
+    ``request``: a crafted request was given; ``eve`` needs one, and one needs ``eve`` (else ConfigError).
+    """
     if text and suite:
         raise ConfigError("both --audit and --suite were given.", remedy="Name audits, or a suite.")
-    names = [n.strip() for n in text.split(",")] if text else SUITES[suite or "standard"]
+    names = [n.strip() for n in text.split(",")] if text else list(SUITES[suite or "standard"])
+    if request and suite == "strict":
+        names.append("eve")
+    if request != ("eve" in names):
+        raise ConfigError(
+            "a crafted request was given that no audit reads." if request else "eve needs a crafted request.",
+            remedy="Give --eve REQUEST together with --suite strict or --audit eve.",
+        )
     return [AUDITS[n]() for n in names]
 
 

@@ -26,8 +26,10 @@ qunlearn audit runs/oeu --before runs/base --reference runs/without --forget gro
 @click.option(
     "--suite",
     type=click.Choice(["standard", "strict"]),
-    help="standard (default): accuracy, mia, smi; strict adds cka, recovery, relearn, quant_recovery.",
+    help="standard (default): accuracy, mia, smi; strict adds cka, recovery, relearn, quant_recovery, and eve (--eve).",
 )
+@click.option("--eve", "crafted", type=click.Path(), help="Crafted request (`qunlearn eve craft`) that eve verifies.")
+@click.option("--calibration", type=click.Path(), help="Its calibration (`qunlearn eve calibrate`).")
 @click.option(
     "--shadows", type=click.IntRange(2, 256), default=4, show_default=True, help="Models that lira, rmia, u_lira train."
 )
@@ -47,6 +49,8 @@ def command(
     forget: str,
     audits: str | None,
     suite: str | None,
+    crafted: str | None,
+    calibration: str | None,
     shadows: int,
     shadow_cache: str | None,
     kinds: str | None,
@@ -58,14 +62,15 @@ def command(
     from qunlearn.audit import side_by_side
     from qunlearn.audit.attacks import ShadowAudit
     from qunlearn.audit.run import kinds_of
-    from qunlearn.cli import artefact, assess, page
+    from qunlearn.cli import artefact, assess, eve_files, page
     from qunlearn.cli import workspace as ws
     from qunlearn.data.request import Request
     from qunlearn.data.splits import make_splits
     from qunlearn_export.check import form_of, load_model
 
     chosen = None if kinds is None else kinds_of([k.strip() for k in kinds.split(",")])
-    named = assess.parse_audits(audits, suite)
+    named = assess.parse_audits(audits, suite, request=crafted is not None)
+    checked = eve_files.inputs(crafted, calibration)
     request = Request.parse(forget)
     base, config = artefact.open_run(Path(before))
     dataset = ws.data_of_run(settings, config)
@@ -75,8 +80,8 @@ def command(
     ready = assess.from_file(target) if opened is None else None
     retrained = artefact.open_run(Path(reference)) if reference is not None else None
     folder = new_folder(output)
-    for line in assess.LEFT_OUT.get(suite or "", ()):
-        settings.say(line)
+    if suite == "strict" and crafted is None:
+        settings.say(assess.NO_REQUEST)
     settings.say("exporting and comparing")
     if opened is not None:
         ready = assess.from_run(*opened, folder / "after.onnx")
@@ -103,7 +108,7 @@ def command(
         kinds=chosen,
         audits=named,
         inputs=artefact.parity_inputs(dataset, 256),
-        audit_inputs=pools,
+        audit_inputs={**pools, **checked},
     )
     found.audits.write(folder)
     page.write(folder, found, splits, request=request.describe(), run=target if opened is not None else None)

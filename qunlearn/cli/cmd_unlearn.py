@@ -23,6 +23,7 @@ qunlearn unlearn runs/base --forget request.json --method ft --set lr=0.01 --set
 @click.option("--forget", required=True, help="A JSON or CSV file, class=7, group=NAME, ids=@file, random=10%.")
 @click.option("--method", required=True, help="Name from `qunlearn methods`.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A hyper-parameter; repeatable.")
+@click.option("--submitted", type=click.Path(), help="The forget samples as their owner submitted them (`eve craft`).")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Run folder to write.")
@@ -32,6 +33,7 @@ def command(
     forget: str,
     method: str,
     assignments: tuple[str, ...],
+    submitted: str | None,
     seed: int,
     resume: bool,
     output: str,
@@ -42,7 +44,7 @@ def command(
     """
     require_workstation()
     from qunlearn import quant, tasks
-    from qunlearn.cli import artefact, settle
+    from qunlearn.cli import artefact, eve_files, settle
     from qunlearn.cli import workspace as ws
     from qunlearn.data.request import Request
     from qunlearn.data.splits import make_splits
@@ -54,17 +56,18 @@ def command(
     model, config = artefact.open_run(Path(run))
     dataset = ws.data_of_run(settings, config)
     splits = make_splits(dataset, request, seed=seed)
+    given = splits if submitted is None else eve_files.as_submitted(splits, Path(submitted))
     card = ws.load_card(Path(run), model)
     folder = new_folder(output, resume=resume)
     search: dict[str, Any] | None = None
     if configured.unsettled:
         configured, search = settle.settled(
-            settings, configured, model, splits, config.task, card=card, seed=seed, folder=folder, resume=resume
+            settings, configured, model, given, config.task, card=card, seed=seed, folder=folder, resume=resume
         )
     with settings.progress(method) as update:
         result = configured(
             model,
-            splits,
+            given,
             tasks.get(config.task),
             request_kind=request.kind,
             card=card,

@@ -15,6 +15,8 @@ from qunlearn_export.runtime import read_bytes
 from qunlearn_export.verify import Opened
 
 TORCH = ("torch-fq", "torch-reloaded")
+PRIVATE = ("eve",)
+"""Audits that read private inputs of the data owner: nobody else can recompute them."""
 
 
 def audits(
@@ -37,8 +39,9 @@ def audits(
     from qunlearn.data.splits import make_splits
 
     p = opened.predicate
-    rows = [a for a in p["audits"] if a["kind"] not in TORCH and (names is None or a["audit"] in names)]
-    known = sorted({a["audit"] for a in p["audits"]})
+    mine = [a for a in p["audits"] if a["kind"] not in TORCH and a["audit"] not in PRIVATE]
+    rows = [a for a in mine if names is None or a["audit"] in names]
+    known = sorted({a["audit"] for a in mine})
     if not rows or (names is not None and not set(names) <= set(known)):
         raise ConfigError("no such audit is in the manifest.", remedy=f"It has {', '.join(known)}.")
     target = opened.entries.get("model.onnx")

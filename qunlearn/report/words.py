@@ -71,6 +71,7 @@ AUDITS = {
     "recovery": "Recovery by a new last layer",
     "relearn": "Relearning by a little training",
     "quant_recovery": "Recovery on fewer bits",
+    "eve": "Erasure check by a private target",
 }
 
 KINDS = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
 import torch
+from torch import Tensor
 
 from qunlearn.data.splits import Splits
 from qunlearn.errors import ConfigError, DataError, InvariantError, UnsupportedError, VerificationError
@@ -24,7 +25,7 @@ from qunlearn.quant.state import state_digest
 from qunlearn.tasks.base import Task
 from qunlearn.unlearn import checkpoint
 from qunlearn.unlearn.card import ReferenceCard
-from qunlearn.unlearn.context import Context, Data, Progress, UnlearnResult
+from qunlearn.unlearn.context import Context, Data, Progress, UnlearnResult, Watch
 from qunlearn.unlearn.digests import data_digest
 from qunlearn.unlearn.modes import BN_MODES, statistics_names
 from qunlearn.unlearn.stopping import KINDS, parse_bounds
@@ -70,6 +71,17 @@ class Unlearner(ABC):
     @abstractmethod
     def run(self, ctx: Context) -> None:
         """Change ``ctx.model`` in place; use ``ctx.data``, ``ctx.task``, ``ctx.rng``; log rows to ``ctx.trace``."""
+
+    def forget_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """What a step minimises on forget samples, as a scalar of their logits [n, C] and labels int64 [n].
+
+        Optional: a method has it where that is a differentiable function of the logits alone whose gradient at the
+        original network is not zero. All others raise UnsupportedError.
+        """
+        raise UnsupportedError(
+            f"{self.name} has no differentiable forget loss of the logits alone.",
+            remedy="Use a method that has one, such as ga, graddiff or oeu, or ask for surrogate=neg_ce by name.",
+        )
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, str]) -> Self:
@@ -128,6 +140,7 @@ class Unlearner(ABC):
         run_dir: str | os.PathLike[str] | None = None,
         resume: bool = False,
         progress: Progress | None = None,
+        watch: Watch | None = None,
         checkpoint_every: int = 25,
         max_passes: float | None = None,
     ) -> UnlearnResult:
@@ -136,8 +149,10 @@ class Unlearner(ABC):
         ``request_kind`` is ``random``, ``ids``, ``group`` or ``class``; ``card`` the model's reference card. Of the
         splits only ``forget``, ``retain`` and ``heldout_stop`` are read. With ``run_dir`` (an existing folder) the
         state is saved every ``checkpoint_every`` steps; ``resume=True`` goes on from it and gives the bits of an
-        uninterrupted run, and starts from nothing where there is no state. ``max_passes`` ends a run that costs more
-        (sample gradients / size of the retain set); it is no setting and belongs to no digest.
+        uninterrupted run, and starts from nothing where there is no state. ``watch`` sees the network after every step
+        of an iterative method and may end the run; whether any code changed is then its affair, not checked here.
+        ``max_passes`` ends a run that costs more (sample gradients / size of the retain set). Neither is a setting or
+        belongs to a digest.
 
         Raises ConfigError (hyper-parameters, folder), UnsupportedError (task, model), DataError (empty split),
         DivergedError (non-finite; the last good state is kept as ``last_good.safetensors``), TooCostlyError (beyond
@@ -181,6 +196,7 @@ class Unlearner(ABC):
             run_dir=folder,
             resume=resume,
             progress=progress,
+            watch=watch,
             checkpoint_every=checkpoint_every,
             max_passes=max_passes,
         )
@@ -190,7 +206,7 @@ class Unlearner(ABC):
         after = self._release(model, ctx.model)
         self._check_claims(model, after, digests["model_before"])
         changes = code_changes(model, after)
-        if self.ships == "codes" and "W-NOTHING-CHANGED" in changes.warnings:
+        if watch is None and self.ships == "codes" and "W-NOTHING-CHANGED" in changes.warnings:
             raise InvariantError(
                 f"{self.name} changed no integer code ({changes.latent_changed} latent weights moved by less than a "
                 "rounding step): the network that ships is the old one.",

@@ -20,6 +20,9 @@ from qunlearn.unlearn.pairing import rng_for
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called as ``progress(step, total_steps, trace_row)`` after every step."""
 
+Watch = Callable[[int, int, QuantModel], bool]
+"""Called as ``watch(step, total_steps, model)`` after every step; it changes nothing. False ends the run."""
+
 
 CERTAIN = 0.75
 """Share of a foreseen cost that must lie beyond the limit before a run is ended."""
@@ -63,6 +66,7 @@ class Context:
     run_dir: Path | None = None
     resume: bool = False
     progress: Progress | None = None
+    watch: Watch | None = None
     checkpoint_every: int = 25
     max_passes: float | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)

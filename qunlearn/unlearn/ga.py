@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from qunlearn.hyper import hyper
 from qunlearn.unlearn.context import Context
@@ -25,6 +26,10 @@ class GA(EpochSGD):
     lr: float | str = hyper(
         1e-4, low=0, high=10, low_open=True, choices=("auto",), search=(1e-5, 1e-3), log=True, doc="peak learning rate"
     )
+
+    def forget_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Minus cross-entropy."""
+        return -F.cross_entropy(logits, y)
 
     def plan(self, ctx: Context) -> Plan:
         """One forget batch a step."""

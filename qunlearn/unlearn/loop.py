@@ -93,6 +93,8 @@ class Loop:
                 self._save(t)
             if self.ctx.progress is not None:
                 self.ctx.progress(t, self.total, row)
+            if self.ctx.watch is not None and not self.ctx.watch(t, self.total, self.ctx.model):
+                break
         if finish is not None:
             finish()
             self._save(len(self.ctx.trace))

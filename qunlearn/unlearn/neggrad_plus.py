@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from qunlearn.hyper import hyper
 from qunlearn.unlearn.context import Context
@@ -21,6 +22,10 @@ class Difference(EpochSGD):
     @abstractmethod
     def weights(self) -> tuple[float, float]:
         """(w_r, w_f)."""
+
+    def forget_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """``-w_f`` times cross-entropy."""
+        return -self.weights()[1] * F.cross_entropy(logits, y)
 
     def plan(self, ctx: Context) -> Plan:
         """One retain and one forget batch a step, the shorter loader cycled."""

@@ -113,6 +113,10 @@ class OEU(Unlearner):
                 return "void: weight decay"
         return "one-sided: conflict" if self.when == "conflict" else "first-order"
 
+    def forget_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The entropy loss that a run begins with; labels are not read."""
+        return entropy_loss(logits, kind="e1" if self.loss == "e1" else "e2")
+
     def run(self, ctx: Context) -> None:
         """Pairs of batches, two backward passes at one point, projection, one update (DESIGN: Unlearner)."""
         OEURun(self, ctx, owner=self).loop()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from qunlearn.hyper import hyper
 from qunlearn.unlearn.context import Context
@@ -95,6 +96,12 @@ class QMUL(EpochSGD):
     def on(self, switch: str) -> bool:
         """Whether one of SWITCHES is in effect."""
         return self.variant == "as_released" or bool(getattr(self, switch))
+
+    def forget_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy to the similar label of each sample; with random labels, its expectation is not offered."""
+        if self.labels != "similar":
+            return super().forget_loss(logits, y)
+        return F.cross_entropy(logits, similar_labels(logits.detach(), y))
 
     def plan(self, ctx: Context) -> Plan:
         """Labels and weights at the start of every epoch, then batches of the union (or forget batches first)."""

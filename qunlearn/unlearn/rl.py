@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,6 +37,14 @@ class RL(EpochSGD):
     exclude_true: bool = hyper(True, doc="never draw the true label (else 1/C of the labels are right)")
     fresh: bool = hyper(True, doc="draw new labels every epoch")
     mix: str = hyper("concat", choices=("concat", "paired"), doc="one shuffled loader, or pairs of batches")
+
+    def forget_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Expected cross-entropy over the labels that may be drawn: all, or all but the true one."""
+        log_p = torch.log_softmax(logits, dim=1)
+        total = log_p.sum(dim=1)
+        if not self.exclude_true or logits.shape[1] < 2:
+            return -(total / logits.shape[1]).mean()
+        return -((total - log_p.gather(1, y[:, None])[:, 0]) / (logits.shape[1] - 1)).mean()
 
     def plan(self, ctx: Context) -> Plan:
         """Batches of the union, or pairs, with labels that depend on the seed and the epoch only."""

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qunlearn.audit import AuditContext, Predictor, ShadowPool, shadow_pool
+from qunlearn.audit import AuditContext, Calibration, CraftedRequest, Predictor, ShadowPool, shadow_pool
+from qunlearn.audit.eve_calibration import ARMS, Reading
+from qunlearn.audit.eve_config import EveConfig
 from qunlearn.audit.trainer import Coarse
 from qunlearn.data.dataset import Dataset, Preprocess, Samples
 from qunlearn.data.request import Request
@@ -19,6 +21,7 @@ from qunlearn.fingerprint import digest_bytes
 
 CLASSES, GROUPS = 5, 4
 _POOLS: dict[str, ShadowPool] = {}
+_EVE: dict[str, dict[str, Any]] = {}
 GOOD, REST = (1.0, 7.0, 1.0), (0.95, 5.0, 1.5)
 
 
@@ -178,6 +181,16 @@ class World:
             _POOLS[key] = self.shadows(4, seed=seed)
         return dict.fromkeys(("shadows", "unlearned_shadows"), _POOLS[key])
 
+    def eve(self) -> dict[str, Any]:
+        """A crafted request for the original, and a calibration in which 60 of 60 requests flipped and no control;
+        nothing in a world without test samples of the forgotten kind, from which the target is taken."""
+        if self.splits.forget_test is None:
+            return {}
+        key = self.splits.digest()
+        if key not in _EVE:
+            _EVE[key] = {"eve_request": eve_request(self), "eve_calibration": eve_calibration(self)}
+        return _EVE[key]
+
     def context(self, before: Predictor, after: Predictor, reference: Predictor | None, **kw: Any) -> AuditContext:
         return AuditContext(
             **{
@@ -188,10 +201,78 @@ class World:
                 "splits": self.splits,
                 "task": FakeTask(),
                 "seed": 0,
-                "inputs": {"trainer": FakeTrainer(), **self.pools(max(0, kw.get("seed", 0)))},
+                "inputs": {"trainer": FakeTrainer(), **self.pools(max(0, kw.get("seed", 0))), **self.eve()},
                 **kw,
             }
         )
+
+
+def eve_request(world: World, **facts: Any) -> CraftedRequest:
+    """One target that the original answers rightly and a retrained model wrongly; bystanders that both get right."""
+    s, y, original, retrained = world.splits, world.dataset.y, world.original, world.retrained
+
+    def lead(model: TableModel) -> np.ndarray:
+        others = model.table.copy()
+        others[np.arange(len(y)), y] = -np.inf
+        return np.asarray(model.table[np.arange(len(y)), y] - others.max(axis=1))
+
+    likes = [lead(m) for m in (retrained, world.near(retrained, 3), world.near(retrained, 8))]
+    stays = [lead(m) for m in (original, world.near(original, 5))]
+    assert s.forget_test is not None
+    flips = [i for i in s.forget_test.index if all(v[i] > 0.5 for v in stays) and all(v[i] < -0.5 for v in likes)]
+    calm = [i for i in s.test.index if all(v[i] > 0.5 for v in (*stays, *likes))]
+    parts = {
+        "target": flips[:1],
+        "bystander": calm[:20],
+        "erase": s.forget.index[:20],
+        "retain": s.retain.index[:40],
+        "heldout": s.heldout.index[:40],
+    }
+    rows = np.concatenate([np.asarray(p, np.int64) for p in parts.values()])
+    n = len(parts["erase"])
+    return CraftedRequest(
+        codes=np.zeros((n, 1, 1, 1), np.int8),
+        y=y[parts["erase"]],
+        ids=world.dataset.ids[parts["erase"]],
+        probe_x=world.dataset.x[rows],
+        probe_y=y[rows],
+        probe_role=np.concatenate([np.full(len(p), name) for name, p in parts.items()]),
+        y_adv=retrained.table[parts["target"]].argmax(axis=1),
+        known=np.zeros((0, 0), np.int16),
+        facts={
+            "format": 1, "scale": 1.0, "zero_point": 0, "num_classes": CLASSES, "eps": 1.0, "cos_before": 0.9,
+            "cos_after": 0.9, "model": original.codes_digest(), "unlearner": "u" * 64, "method": "graddiff",
+            "config": EveConfig().digest(), "settings": {}, "surrogate": False, "seed": 0, "warnings": [],
+            "output_scale": 1.0, "output_zero": 0, **facts,
+        },
+    )  # fmt: skip
+
+
+def eve_calibration(world: World, flips: Mapping[str, int] | None = None, n: int = 60, **kw: Any) -> Calibration:
+    """``flips``: how many of ``n`` trials flipped by arm; ``eve`` all and the others none where it is silent."""
+    counts = {"eve": n, **(flips or {})}
+
+    def reading(arm: str, i: int) -> Reading:
+        hit = float(i < counts.get(arm, 0))
+        return Reading(
+            flip=hit, strict=hit, resolved=True, retain_drop=0.01, heldout_drop=0.01, bystanders=0.05, erased=0.8,
+            cos=0.8 if arm == "eve" else None, step=9, margin=3.0,
+            seconds={"craft": 0.1, "unlearn": 0.2, "verify": 0.3},
+        )  # fmt: skip
+
+    return Calibration(
+        **{
+            "model": world.original.codes_digest(),
+            "unlearner": "u" * 64,
+            "config": EveConfig().digest(),
+            "kind": "torch-fq",
+            "alpha": 0.05,
+            "utility_drop": 0.03,
+            "trials": tuple({arm: reading(arm, i) for arm in ARMS} for i in range(n)),
+            "settings": {},
+            **kw,
+        }
+    )
 
 
 @pytest.fixture(scope="session")
@@ -217,4 +298,6 @@ def lab() -> SimpleNamespace:
         FakeReport=FakeReport,
         make_dataset=make_dataset,
         World=World,
+        eve_request=eve_request,
+        eve_calibration=eve_calibration,
     )
