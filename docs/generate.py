@@ -19,6 +19,7 @@ from typing import Any
 from qunlearn import errors
 from qunlearn.audit import AUDITS, GLOSSARY, EveConfig
 from qunlearn.audit.codes import REASONS, WARNINGS
+from qunlearn.bench import table as tables
 from qunlearn.bench.recipes import RECIPES
 from qunlearn.cli import COMMANDS
 from qunlearn.models import MODELS
@@ -143,6 +144,11 @@ def _result(name: str) -> str:
     return (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
 
 
+def _grid(name: str) -> str:
+    """The tables of a grid's committed cells, one per network, bit width and kind of request."""
+    return tables.text(tables.tables(ROOT / "benchmarks" / "results" / name))
+
+
 def _figures(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -220,6 +226,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-projection": _projection,
     "result-subspace": _subspace,
     "result-demo": partial(_result, "demo"),
+    **{f"grid-{name}": partial(_grid, name) for name in ("kws",)},
     "result-smi": partial(_result, "smi"),
     "result-smi_cost": partial(_result, "smi_cost"),
     "result-verdicts": partial(_result, "verdicts"),

@@ -17,8 +17,8 @@ from qunlearn.bench.cell import Bench
 from qunlearn.bench.draw import check
 from qunlearn.bench.grid import Grid
 from qunlearn.bench.networks import Key, load_dataset, network
-from qunlearn.bench.plan import Job, choose, described, report_jobs, spots, tuning_jobs
-from qunlearn.bench.scene import ROWS, Spot, keys_of
+from qunlearn.bench.plan import Job, choose, described, report_jobs, tuning_jobs
+from qunlearn.bench.scene import ORIGINAL, RETRAINED, ROWS, Spot, keys_of
 from qunlearn.bench.store import Store
 from qunlearn.errors import ConfigError, InvariantError
 from qunlearn_export.files import write_atomic
@@ -136,18 +136,29 @@ class Runner:
         self.say(f"{label} {count}/{total}: {cell['method']} {cell['request']} seed {cell['seed']}: {what}")
 
 
-def _by_spot(jobs: Iterable[Job], grid: Grid, store: Store) -> list[Task]:
+def _by_spot(jobs: Iterable[Job]) -> list[Task]:
     groups: dict[Spot, list[Job]] = {}
     for job in jobs:
-        if job.id(grid) not in store:
-            groups.setdefault(job.spot, []).append(job)
+        groups.setdefault(job.spot, []).append(job)
     return [("cells", own) for own in groups.values()]
+
+
+def _networks(jobs: Iterable[Job], work: Path) -> list[Task]:
+    """The networks that these jobs read and ``work`` lacks."""
+    keys: dict[Key, None] = {}
+    for job in jobs:
+        of = keys_of(job.spot)
+        keys |= dict.fromkeys(of[row] for row in dict.fromkeys([ORIGINAL, RETRAINED, job.method]) if row in of)
+    return [("network", key) for key in keys if not (work / "networks" / key.folder / "bench.json").exists()]
 
 
 def run(
     grid: Grid, *, work: Path, out: Path, processes: int = 1, data_dir: Path | None = None, say: Say = print
 ) -> Store:
     """Everything that is missing: networks into ``work``, cells into ``out``. Returns the store.
+
+    Tuning first, then seed by seed, each with the networks that its missing cells read: stopped after any seed, the
+    tables hold the seeds before it.
 
     A folder that holds another grid is a ConfigError; the same grid goes on where it stopped.
     """
@@ -163,15 +174,16 @@ def run(
     store = Store(out)
     runner = Runner(grid, work, data_dir, processes, store, say)
     dataset = runner.dataset
-    keys: dict[Key, None] = {}
-    for tuning in (True, False):
-        for spot in spots(grid, dataset, tuning=tuning) if not tuning or grid.budget > 1 else []:
-            rows = keys_of(spot)
-            keys |= dict.fromkeys(list(rows.values())[: 2 if tuning else 3])
-    missing = [k for k in keys if not (work / "networks" / k.folder / "bench.json").exists()]
-    runner("networks", [("network", key) for key in missing])
-    runner("tuning", _by_spot(tuning_jobs(grid, dataset), grid, store))
+
+    def stage(label: str, jobs: Iterable[Job]) -> None:
+        missing = [job for job in jobs if job.id(grid) not in store]
+        runner(f"{label}: networks", _networks(missing, work))
+        runner(label, _by_spot(missing))
+
+    stage("tuning", tuning_jobs(grid, dataset))
     choices = choose(grid, dataset, store.cells)
     write_atomic(out / CHOSEN, (json.dumps([described(c) for c in choices], indent=2, sort_keys=True) + "\n").encode())
-    runner("cells", _by_spot(report_jobs(grid, dataset, choices), grid, store))
+    jobs = list(report_jobs(grid, dataset, choices))
+    for seed in grid.seeds:
+        stage(f"seed {seed}", [job for job in jobs if job.spot.seed == seed])
     return store

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from qunlearn.errors import ConfigError
 from qunlearn.hyper import hyper
 from qunlearn.unlearn.base import Unlearner
 from qunlearn.unlearn.context import Context
+from qunlearn.unlearn.entropy import entropy_loss
 from qunlearn.unlearn.oeu_run import OEURun
 from qunlearn.unlearn.pairing import REFUSED, check_pairing
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,25 @@ def test_running_again_computes_nothing(finished: Path, monkeypatch: pytest.Monk
     key = next(iter(cells.keys_of(spots(grid, load_dataset(grid, None), tuning=False)[0]).values()))
     with pytest.raises(ConfigError, match="another recipe"):
         network(grid, load_dataset(grid, None), key, finished / "work")
+
+
+def test_only_networks_that_missing_cells_read_are_trained(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a work folder: none for a finished grid; for one missing cell its own two; seed by seed after tuning."""
+    monkeypatch.setattr(Bench, "row", lambda *a, **k: {})
+    monkeypatch.setattr(Bench, "run", lambda *a, **k: {})
+    for name in ("grid.json", "cells.jsonl"):
+        shutil.copy(finished / name, tmp_path)
+    said: list[str] = []
+    bench.run(tiny(), work=tmp_path / "work", out=tmp_path, say=said.append)
+    assert (said, (tmp_path / "work").exists()) == ([], False)
+    lines = (tmp_path / "cells.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["method"] != "original"]
+    (tmp_path / "cells.jsonl").write_text("\n".join(kept) + "\n")
+    bench.run(tiny(), work=tmp_path / "work", out=tmp_path, say=said.append)
+    assert said[0] == "seed 0: networks: 2 to do"
+    assert len(list((tmp_path / "work" / "networks").iterdir())) == 2
 
 
 def test_results_are_immutable(finished: Path, tmp_path: Path) -> None:
