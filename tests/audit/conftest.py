@@ -231,7 +231,7 @@ def eve_request(world: World, **facts: Any) -> CraftedRequest:
     rows = np.concatenate([np.asarray(p, np.int64) for p in parts.values()])
     n = len(parts["erase"])
     return CraftedRequest(
-        codes=np.zeros((n, 1, 1, 1), np.int8),
+        codes=np.zeros((n, *world.dataset.in_shape), np.int8),
         y=y[parts["erase"]],
         ids=world.dataset.ids[parts["erase"]],
         probe_x=world.dataset.x[rows],

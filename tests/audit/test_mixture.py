@@ -373,8 +373,11 @@ def test_acceptance_2_the_quartic_is_solved_exactly() -> None:
             for p in (0.0, 0.3, 1.0)
         ]
         assert np.polyval(c[::-1], [0.0, 0.3, 1.0]) == pytest.approx(slow, rel=1e-9, abs=1e-9)
-        best = grid[int(np.polyval(c[::-1], grid).argmin())]
-        assert abs(smi_cov.solve(c)[0] - best) <= 1.0001e-4
+        f = np.concatenate([[np.inf], np.polyval(c[::-1], grid), [np.inf]])
+        minima = (f[1:-1] < f[:-2]) & (f[1:-1] < f[2:])
+        # With d = 1 f is a square, often with two roots: which of two minima of 0 is the least is a matter of rounding.
+        best = grid[minima & (f[1:-1] <= f.min() + 1e-6)]
+        assert np.abs(smi_cov.solve(c)[0] - best).min() <= 1.0001e-4
 
 
 def strong_shift(seed: int, pi: float, n: int = 500) -> Sets:
