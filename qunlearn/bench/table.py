@@ -23,14 +23,13 @@ LEAST_FALL, MOST_LOST = 0.2, 0.03
 """A forgotten class whose accuracy falls by less is marked, and so is a loss of retain accuracy above the second."""
 BESIDE = {
     "entropy": "entropy",
-    "max_probability": "max probability",
+    "max_probability": "max p",
     "kl_forget": "KL forget",
     "kl_test": "KL test",
     "tpr_at_fpr": "TPR at FPR 1 %",
-    "cka": "CKA",
-    "latents_moved": "latents moved",
-    "lost_to_rounding": "lost to rounding",
-    "dead": "dead channels",
+    "latents_moved": "moved",
+    "lost_to_rounding": "lost",
+    "dead": "dead",
 }
 """What stands beside the headline, by key of a row."""
 PER_CENT = ("tpr_at_fpr", "latents_moved", "lost_to_rounding")
@@ -88,7 +87,7 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 row[key] = _spread([c["onnx"][key] for c in good])
             row["gap"] = _spread([c["gap"] for c in good])
             row["gaps"] = {f"{c['request']}/{c['seed']}": c["gap"] for c in good}
-            for key in ("seconds", "processor", "passes", "codes_changed", *BESIDE):
+            for key in ("seconds", "processor", "passes", "codes_changed", "cka", *BESIDE):
                 values = [c[key] for c in good if c.get(key) is not None]
                 if values:
                     row[key] = statistics.fmean(values)
@@ -169,33 +168,40 @@ def figure(row: Mapping[str, Any], key: str) -> str:
     return f"{100 * value:.1f}" if key in PER_CENT else f"{value:.1f}" if key == "dead" else f"{value:.2f}"
 
 
-def details(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What stands beside the headline: means over the cells, entropies and divergences in nats, shares in per cent."""
+def beside(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What stands beside the headline, as text: ``head`` and ``rows``, one a method that has figures."""
     keys = [k for k in BESIDE if any(k in r for r in rows)]
-    head = ["method", *(BESIDE[k] for k in keys)]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines += [f"| {r['method']} | {' | '.join(figure(r, k) for k in keys)} |" for r in rows if "gap" in r]
-    return "\n".join(lines)
+    found = [[r["method"], *(figure(r, k) for k in keys)] for r in rows if "gap" in r]
+    return {"head": ["method", *(BESIDE[k] for k in keys)], "rows": found}
+
+
+def details(rows: Sequence[Mapping[str, Any]]) -> str:
+    """:func:`beside` as Markdown: means over cells, entropies and divergences in nats, shares in per cent."""
+    found = beside(rows)
+    lines = [f"| {' | '.join(found['head'])} |", "|" + "---|" * len(found["head"])]
+    return "\n".join([*lines, *(f"| {' | '.join(r)} |" for r in found["rows"])])
 
 
 def tables(folder: Path) -> dict[str, Any]:
     """Everything a page needs: ``grid``, ``chosen`` and the ``sections`` with their rows."""
     found = load(folder)
-    parts = [
-        {"model": m, "bits": b, "kind": k, "requests": sorted({c["request"] for c in own}),
-         "seeds": sorted({c["seed"] for c in own}), "rows": rows_of(own)}
-        for (m, b, k), own in sections(found["cells"]).items()
-    ]  # fmt: skip
+    parts = []
+    for (model, bits, kind), own in sections(found["cells"]).items():
+        rows = rows_of(own)
+        parts.append({
+            "model": model, "bits": bits, "kind": kind, "requests": sorted({c["request"] for c in own}),
+            "seeds": sorted({c["seed"] for c in own}), "rows": rows, "beside": beside(rows),
+        })  # fmt: skip
     return {"grid": found["grid"], "chosen": found["chosen"], "sections": parts}
 
 
-def text(value: Mapping[str, Any], *, beside: bool = False) -> str:
-    """All tables as Markdown; with ``beside`` each followed by its :func:`details`."""
+def text(value: Mapping[str, Any], *, whole: bool = False) -> str:
+    """All tables as Markdown; if ``whole`` each followed by its :func:`details`."""
     parts = [NO_REFERENCE] if value["grid"].get("tune_by") == "no_reference" else []
     for s in value["sections"]:
         seeds = f"seeds {', '.join(map(str, s['seeds']))}" if len(s["seeds"]) > 1 else f"one seed ({s['seeds'][0]})"
         requests = ", ".join(s["requests"])
         parts.append(f"### {s['model']}, {s['bits']}, {s['kind']}: {requests}; {seeds}\n\n{markdown(s['rows'])}\n")
-        if beside:
+        if whole:
             parts.append(f"{details(s['rows'])}\n")
     return "\n".join(parts)
