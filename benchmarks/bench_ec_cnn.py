@@ -49,9 +49,9 @@ BASES: dict[str, Unlearner] = {
     "oeu": METHODS["oeu"](lr=0.01, max_steps=60, loss="e2", diag_every=1000, retain_batch_size=128, **SHARED),
 }
 PLUG = EC(aux_epochs=1, batch_size=128)
-LARGE: dict[str, Any] = {"lam": 1.0, "lr": 0.02, "epochs": 1, "aux_epochs": 1, "batch_size": 128}
+LARGE: dict[str, Any] = {"lam": 1.0, "lr": 0.005, "epochs": 1, "aux_epochs": 1, "batch_size": 128}
 METHODS_OF: dict[str, Unlearner] = {
-    "ec": EC(epochs=1, lr=0.02, aux_epochs=1, batch_size=128),
+    "ec": EC(epochs=1, lr=0.005, aux_epochs=1, batch_size=128),
     **{n: m for name, base in BASES.items() for n, m in ((name, base), (f"{name} + ec", plug_ec(base, PLUG)))},
     "ec lam 1": EC(**LARGE),
     "ec lam 1, stop rule": EC(**LARGE, stop_rule=True, eval_every=2, probe=300),
@@ -84,6 +84,12 @@ def judged(at: Scene, after: Predictor, before: Predictor, reference: Predictor)
     return out
 
 
+def accuracies(at: Scene, file: Predictor) -> dict[str, float]:
+    """Of a file on the forget set (``fa``) and on the kept classes' test samples (``ta``), fractions."""
+    sets = {"fa": at.splits.forget, "ta": at.splits.test}
+    return {n: float((file.on(s).argmax(1) == s.targets()).mean()) for n, s in sets.items()}
+
+
 def card_of(bench: Bench, at: Scene) -> ReferenceCard:
     """How far features differ from the original's in a network that was trained without another class."""
     grid, data = bench.grid, bench.dataset
@@ -102,7 +108,8 @@ def one_seed(bench: Bench, spot: Spot) -> dict[str, Any]:
     config = at.original.config
     networks = {"original": at.original.model, "retrained": at.retrained.model}
     files = {n: file_of(m, config) for n, m in networks.items()}
-    out: dict[str, Any] = {}
+    out: dict[str, Any] = {n: accuracies(at, file) for n, file in files.items()}
+    print(spot.seed, out, flush=True)
     for name, method in METHODS_OF.items():
         reset()
         started = time.perf_counter()
@@ -117,14 +124,14 @@ def one_seed(bench: Bench, spot: Spot) -> dict[str, Any]:
             continue
         seconds, memory = time.perf_counter() - started, peak()
         shipped = file_of(result.model, config)
-        fa, ta = (float((shipped.on(s).argmax(1) == s.targets()).mean()) for s in (at.splits.forget, at.splits.test))
         torch_nets = [TorchPredictor(m) for m in (result.model, at.original.model, at.retrained.model)]
         found = {
             "onnx": judged(at, shipped, files["original"], files["retrained"]),
             "torch": judged(at, *torch_nets),
         }
-        out[name] = {"fa": fa, "ta": ta, "seconds": seconds, "memory": memory, **found}
-        print(spot.seed, name, f"fa {fa:.3f} ta {ta:.3f} gap {mean_gap(out[name]):.3f}", flush=True)
+        out[name] = {**accuracies(at, shipped), "seconds": seconds, "memory": memory, **found}
+        row = out[name]
+        print(spot.seed, name, f"fa {row['fa']:.3f} ta {row['ta']:.3f} gap {mean_gap(row):.3f}", flush=True)
     return out
 
 
@@ -154,7 +161,7 @@ def expected(values: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
         max(v[f"{b} + ec"]["memory"] / v[b]["memory"] for b in BASES) <= 2 for v in values
     ]
     checks["network and file have the same verdicts, all rows"] = [
-        all(agree(row) for row in v.values() if "error" not in row) for v in values
+        all(agree(row) for row in v.values() if "onnx" in row) for v in values
     ]
     return checks
 
@@ -163,6 +170,9 @@ def text(values: Sequence[Mapping[str, Any]]) -> str:
     """Both tables, means over seeds."""
     head = ("method", "forget", "test, kept classes", "mean CKA gap", "cka", "recovery", "seconds", "MiB")
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in ("original", "retrained"):
+        values_of = [f"{100 * statistics.fmean(v[name][k] for v in values):.1f}" for k in ("fa", "ta")]
+        lines.append(f"| {name} | {' | '.join(values_of)} |{' - |' * 5}")
     for name in METHODS_OF:
         rows = [v[name] for v in values if "error" not in v[name]]
         if not rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -49,6 +50,8 @@ class Kws:
         self.standing = {r["measure"]: r for r in compare.standing(self.cells, "oeu")}
         self.requests = compare.by_request(self.cells, "oeu")
         self.gate = {r["method"]: r for r in compare.gated([c for c in Store(RESULTS / "kws") if c["tuning"]])}
+        self.matched = (RESULTS / "oeu_matched.md").read_text()
+        self.ec = list(json.loads((RESULTS / "ec.json").read_text()).values())
         self.quant = json.loads((RESULTS / "quant_after.json").read_text())["rows"]
 
     def of(self, method: str, key: str = "forget_accuracy") -> list[float]:
@@ -77,6 +80,7 @@ def kws() -> Kws:
 
 
 SETTINGS = (("digits", "w8a8"), ("digits", "w4a4"), ("kws", "w8a8"))
+DEFAULT, PLUGGED = "ec retain, lam .1 (default form)", ("ga", "rl", "salun", "oeu")
 BARE = ("ga", "graddiff", "neggrad_plus", "boundary_shrink")
 CLAIMS: dict[tuple[str, str], Callable[[Kws], bool]] = {
     ("findings", "OEU has the smallest gap to the retrained network"): lambda k: k.ranked[0] == "oeu",
@@ -115,6 +119,19 @@ CLAIMS: dict[tuple[str, str], Callable[[Kws], bool]] = {
         and 0.27 < k.rows[ORIGINAL]["gap"][0] < 0.31
     ),
     ("findings", "SalUn had none that kept utility"): lambda k: k.gate["salun"]["kept"] is None,
+    ("findings", "with projection over the whole vector keeps more retain accuracy in all three seeds"): (
+        lambda k: re.search(r"- global against none[^:]*: best \+[^;]*better in 3 of 3;", k.matched) is not None
+    ),
+    ("findings", "the default form comes near the retrained network in answers and features"): lambda k: all(
+        v[DEFAULT]["fa"] < 0.1 and abs(v[DEFAULT]["cka_forget"] - v["retrained"]["cka_forget"]) < 0.15 for v in k.ec
+    ),
+    ("findings", "without contrast the features stay"): lambda k: all(
+        v["no contrast"]["cka_forget"] > 0.95 for v in k.ec
+    ),
+    ("findings", "RL, SalUn and OEU lowers the distance in CKA in all seeds, though by little"): lambda k: (
+        all(0 < v[b]["cka_forget"] - v[f"{b} + ec"]["cka_forget"] < 0.1 for v in k.ec for b in PLUGGED)
+        and all(v[b]["cka_forget"] > v["retrained"]["cka_forget"] for v in k.ec for b in PLUGGED)
+    ),
     ("findings", "Q-MUL and FT change nearly half of the codes"): lambda k: all(
         0.42 < k.rows[m]["codes_changed"] < 0.5 for m in ("qmul", "ft")
     ),
