@@ -43,10 +43,10 @@ OTHER = "class=1"
 """What the network behind the reference card never saw."""
 SHARED: dict[str, Any] = {"batch_size": 128, "stop_rule": False}
 BASES: dict[str, Unlearner] = {
-    "ga": METHODS["ga"](lr=1e-3, epochs=2, **SHARED),
-    "rl": METHODS["rl"](lr=0.01, epochs=1, bn="frozen", **SHARED),
-    "salun": METHODS["salun"](lr=0.01, epochs=1, bn="frozen", **SHARED),
-    "oeu": METHODS["oeu"](lr=0.01, max_steps=60, loss="e2", diag_every=1000, retain_batch_size=128, **SHARED),
+    "ga": METHODS["ga"](lr=2e-4, epochs=1, **SHARED),
+    "rl": METHODS["rl"](lr=1e-3, epochs=1, bn="frozen", **SHARED),
+    "salun": METHODS["salun"](lr=1e-3, epochs=1, bn="frozen", **SHARED),
+    "oeu": METHODS["oeu"](lr=5e-3, max_steps=40, loss="e2", diag_every=1000, retain_batch_size=128, **SHARED),
 }
 PLUG = EC(aux_epochs=1, batch_size=128)
 LARGE: dict[str, Any] = {"lam": 1.0, "lr": 0.005, "epochs": 1, "aux_epochs": 1, "batch_size": 128}

@@ -153,6 +153,12 @@ def _result(name: str) -> str:
     return (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
 
 
+def _once_run(name: str) -> str:
+    """The result of a long script, or that it was not run."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.md"
+    return _result(name) if path.exists() else f"Not run yet: `python benchmarks/bench_{name}.py`.\n"
+
+
 def _figures(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -225,6 +231,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-delta": partial(_result, "delta"),
     "result-firmware": partial(_result, "firmware"),
     "result-ec": partial(_result, "ec"),
+    "result-ec_cnn": partial(_once_run, "ec_cnn"),
     "result-eve": partial(_result, "eve"),
     "eve-config": _eve_config,
     "result-projection": _projection,

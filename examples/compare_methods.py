@@ -46,7 +46,7 @@ epochs = 1
 def main() -> None:
     """Run the grid, then print what the cells say of OEU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a minute instead of many")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--processes", type=int, default=1, help="one thread each")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/compare"))
     args = parser.parse_args()

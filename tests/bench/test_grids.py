@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qunlearn import bench
@@ -18,6 +19,7 @@ from qunlearn.bench.networks import load_dataset
 from qunlearn.bench.plan import spots, targets
 from qunlearn.bench.scene import Spot
 from qunlearn.bench.store import Store
+from qunlearn.data.dataset import Dataset
 from qunlearn.errors import DataError
 from qunlearn.unlearn import METHODS
 
@@ -55,6 +57,14 @@ def test_the_full_grid_is_the_protocol() -> None:
             METHODS[method](**config).validate()
 
 
+def few(dataset: Dataset, size: int) -> Dataset:
+    """Its training part, and ``size`` samples of either other part."""
+    rng = np.random.default_rng(0)
+    parts = [dataset.where("train"), *(rng.permutation(dataset.where(p))[:size] for p in ("heldout", "test"))]
+    rows = np.sort(np.concatenate(parts))
+    return dataclasses.replace(dataset, **{n: getattr(dataset, n)[rows] for n in ("x", "y", "ids", "part")})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("spot", "method"),
@@ -65,14 +75,14 @@ def test_the_full_grid_is_the_protocol() -> None:
     ids=lambda v: v if isinstance(v, str) else v.model,
 )
 def test_two_cells_of_the_full_grid(spot: Spot, method: str, tmp_path: Path) -> None:
-    """Its own networks, bits and requests on CIFAR-10's pictures; 200 of them, one epoch, a short run."""
+    """Its own networks, bits and requests on CIFAR-10's pictures: 200 of them, 60 held out, 60 to test; a short run."""
     whole = bench.read_grid(GRIDS / "full.toml")
     grid = dataclasses.replace(
-        whole, subset=200, train={"epochs": 1, "batch_size": 50, "lr": 0.01},
-        settings={method: {"epochs": 1, "lr": 0.01}}, shared={"batch_size": 16, "probe": 50, "max_steps": 2},
+        whole, subset=200, train={"epochs": 3, "batch_size": 16, "lr": 0.02},
+        settings={method: {"epochs": 1, "lr": 0.01}}, shared={"batch_size": 16, "probe": 50, "max_steps": 4},
     )  # fmt: skip
     try:
-        dataset = load_dataset(grid, None)
+        dataset = few(load_dataset(grid, None), 60)
     except DataError as err:
         pytest.skip(f"CIFAR-10 is not here: {err.message}")
     assert spot in spots(whole, dataset, tuning=False)
