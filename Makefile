@@ -45,6 +45,7 @@ bench: install
 	$(BIN)/python benchmarks/bench_delta.py
 	$(BIN)/python benchmarks/bench_device_update.py
 	$(BIN)/python benchmarks/bench_ec.py
+	$(BIN)/python benchmarks/bench_ec_cnn.py
 	$(BIN)/python benchmarks/bench_smi.py
 	$(BIN)/python benchmarks/bench_audits.py
 

@@ -8,18 +8,19 @@ exits with 1 when a page is out of date.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from qunlearn import errors
 from qunlearn.audit import AUDITS, GLOSSARY, EveConfig
 from qunlearn.audit.codes import REASONS, WARNINGS
-from qunlearn.bench import table as tables
 from qunlearn.bench.recipes import RECIPES
 from qunlearn.cli import COMMANDS
 from qunlearn.models import MODELS
@@ -27,6 +28,20 @@ from qunlearn.quant import Recipe
 from qunlearn.unlearn import METHODS, hypers
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _beside(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    if spec is None or spec.loader is None:
+        raise ValueError(f"docs/{name}.py is missing")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+results = _beside("results")
+table = results.table
 _BLOCK = re.compile(
     r"(<!-- generated:(?P<name>[^:\s]+):begin -->\n)(?P<text>.*?)(<!-- generated:(?P=name):end -->)", re.S
 )
@@ -53,12 +68,6 @@ def code(value: object) -> str:
     """A value in code font; empty text stays empty."""
     text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
     return f"`{text}`" if text else "empty"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; cells are ready-made text."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 def about(item: object) -> str:
@@ -144,9 +153,10 @@ def _result(name: str) -> str:
     return (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
 
 
-def _grid(name: str) -> str:
-    """The tables of a grid's committed cells, one per network, bit width and kind of request."""
-    return tables.text(tables.tables(ROOT / "benchmarks" / "results" / name))
+def _once_run(name: str) -> str:
+    """The result of a long script, or that it was not run."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.md"
+    return _result(name) if path.exists() else f"Not run yet: `python benchmarks/bench_{name}.py`.\n"
 
 
 def _figures(name: str) -> Any:
@@ -221,12 +231,14 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-delta": partial(_result, "delta"),
     "result-firmware": partial(_result, "firmware"),
     "result-ec": partial(_result, "ec"),
+    "result-ec_cnn": partial(_once_run, "ec_cnn"),
     "result-eve": partial(_result, "eve"),
     "eve-config": _eve_config,
     "result-projection": _projection,
     "result-subspace": _subspace,
     "result-demo": partial(_result, "demo"),
-    **{f"grid-{name}": partial(_grid, name) for name in ("kws",)},
+    "result-quant_after": partial(_result, "quant_after"),
+    **dict(results.blocks()),
     "result-smi": partial(_result, "smi"),
     "result-smi_cost": partial(_result, "smi_cost"),
     "result-verdicts": partial(_result, "verdicts"),

@@ -69,6 +69,20 @@ def test_everything_registered_has_a_page(kind: str) -> None:
         assert f"]({page.name})" in index, name
 
 
+def test_a_method_page_has_all_its_parts() -> None:
+    """Idea and equation, when to use it, how it fared, defaults."""
+    g = generator()
+    for name, cls in METHODS.items():
+        text = (ROOT / "docs" / g.page_of(cls)).read_text()
+        assert text.startswith("# ")
+        assert [body for language, body in FENCE.findall(text) if not language], f"{name}: no equation"
+        assert re.search(r"^(\*\*When to use it\.\*\*|## When to use something else)", text, re.M), name
+        assert "\n## How it fared here\n" in text, name
+        assert f"<!-- generated:fared-{name}:begin -->" in text, name
+        assert len(cls.source) > 10, name
+    assert "<!-- generated:fared-retrained:begin -->" in (ROOT / "docs" / "retrain.md").read_text()
+
+
 def anchors(page: Path) -> set[str]:
     text = FENCE.sub("", page.read_text())
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in HEADING.findall(text)}

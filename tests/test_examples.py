@@ -16,6 +16,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from qunlearn.bench import read_grid
 from qunlearn.cli import run
 from qunlearn.data.features import FrontEnd
 from qunlearn.data.sources import load
@@ -66,6 +67,20 @@ def test_erasure_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     start("erasure_check", tmp_path / "out", monkeypatch)
     assert "\neve: INCONCLUSIVE on onnx-all\n" in capsys.readouterr().out  # eight trials of four steps prove nothing
     assert (tmp_path / "out" / "verdict" / "eve.json").exists()
+
+
+def test_compare_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole grid is valid and small; its quick form runs, prints what it found, and computes nothing twice."""
+    grid = read_grid(EXAMPLES / "compare_methods.toml")
+    assert (len(grid.rows), len(grid.seeds), grid.budget) == (5, 3, 4)
+    start("compare_methods", tmp_path, monkeypatch)
+    out = capsys.readouterr().out
+    assert re.search(r"^nearest to retraining: (oeu|ft), \d+\.\d points", out, re.M)
+    assert "a difference that means something: no" in out  # one seed
+    assert re.search(r"^oeu, Avg Gap: place [12] of 2$", out, re.M)
+    cells = (tmp_path / "results" / "cells.jsonl").read_bytes()
+    start("compare_methods", tmp_path, monkeypatch)
+    assert (tmp_path / "results" / "cells.jsonl").read_bytes() == cells
 
 
 def test_projection_only_needs_the_kernel_package_alone() -> None:

@@ -61,18 +61,33 @@ PROTOCOL: dict[str, str] = {
     "3 Q-MUL's switches": "unlearn/test_qmul::test_variants_and_switches "
     "unlearn/test_qmul::test_index_shift_reproduces_the_wrong_label "
     "unlearn/test_qmul::test_shuffled_labels_belong_to_other_samples",
-    "4 directions are marked": "bench/test_bench::test_marks benchmarks/grids/cifar10.toml",
-    "5 second retrained": "bench/test_bench::test_results_and_table benchmarks/grids/kws.toml",
+    "4 directions are marked": "bench/test_bench::test_marks_of_a_forgotten_class_and_of_a_mean_loss "
+    "test_findings::test_class_rows_fall_or_are_marked benchmarks/grids/cifar10.toml",
+    "5 second retrained": "bench/test_bench::test_results_and_table test_findings::test_scenarios_tell_something",
     "6 attack": "audit/test_mia::test_equals_scikit_learn_called_directly "
     "audit/test_controls::test_attack_reads_retrained_and_never_trained_data_alike",
     "7 controls": "audit/test_controls::test_utility_controls_fail audit/test_controls::test_doing_nothing_fails_under",
-    "8 one command": "bench/test_bench::test_kill_and_resume_over_processes bench/test_bench::test_marks",
+    "8 one command": "bench/test_bench::test_kill_and_resume_over_processes "
+    "test_findings::test_committed_cells_are_those_of_the_committed_grid "
+    "test_findings::test_torch_and_file_agree_or_are_marked "
+    "test_findings::test_the_readme_table_is_that_of_the_committed_cells",
     "9 closed test split": "bench/test_bench::test_a_tuner_that_peeks_is_caught",
-    "10 smoke bench": "benchmarks/grids/smoke.toml bench/test_bench::test_committed_grids_are_valid",
+    "10 smoke bench": "bench/test_grids::test_the_smoke_grid_takes_minutes",
+    "2.4 always printed": "bench/test_bench::test_what_stands_beside_the_headline",
     "3.2 equal budgets": "bench/test_bench::test_draws_are_equal_in_number_nested_and_in_range "
     "bench/test_variants::test_a_variant_is_drawn_as_its_method_with_its_settings_on_top",
     "3.2 cost cap": "bench/test_bench::test_tuning_runs_end_at_the_cap",
     "3.2 no_reference": "bench/test_variants::test_without_a_reference_j_ranks_whatever_the_gap",
+    "3.2 what tuning cost": "report/test_grid::test_every_figure_of_the_tables_is_there",
+    "one short file a method": "test_house::test_a_method_is_one_short_file",
+    "a killed grid goes on": "bench/test_bench::test_kill_and_resume_over_processes "
+    "bench/test_bench::test_running_again_computes_nothing",
+    "README is current": "test_findings::test_the_readme_table_is_that_of_the_committed_cells "
+    "test_docs::test_generated_tables_are_up_to_date",
+    "full.toml": "bench/test_grids::test_the_full_grid_is_the_protocol "
+    "bench/test_grids::test_two_cells_of_the_full_grid",
+    "pages say what cells say": "test_findings::test_the_cells_say_what_the_pages_say",
+    "a page a method": "test_docs::test_a_method_page_has_all_its_parts",
 }
 
 EC_TRAPS: dict[str, str] = {
@@ -101,15 +116,17 @@ EC: dict[str, str] = {
     "2 CKA": "tasks/test_similarity::test_identity_and_invariances "
     "audit/test_predictors::test_features_compared_are_those_of_network_and_file",
     "3 toy D": "benchmarks/bench_ec.py",
-    "4 over-erasure": "benchmarks/bench_ec.py audit/test_cka::test_retrained_passes_and_controls_do_not "
+    "4 over-erasure": "benchmarks/bench_ec.py benchmarks/bench_ec_cnn.py "
+    "audit/test_cka::test_retrained_passes_and_controls_do_not "
     "unlearn/test_ec::test_stop_rule_on_cka",
-    "5 inside bases": "unlearn/test_ec::test_inside_other_methods benchmarks/bench_ec.py",
+    "5 inside bases": "unlearn/test_ec::test_inside_other_methods benchmarks/bench_ec_cnn.py",
     "6 ablation": "benchmarks/grids/ablation_ec.toml benchmarks/bench_ec.py",
     "7 controls": "audit/test_cka::test_retrained_passes_and_controls_do_not",
     "8 stage drop": "unlearn/test_ec::test_modules_leave_no_trace",
     "9 modules": "unlearn/test_ec::test_cached_modules_give_the_same_run_and_are_purged",
-    "10 cost": "benchmarks/bench_ec.py",
-    "11 network and file": "audit/test_predictors::test_features_compared_are_those_of_network_and_file",
+    "10 cost": "benchmarks/bench_ec.py benchmarks/bench_ec_cnn.py",
+    "11 network and file": "audit/test_predictors::test_features_compared_are_those_of_network_and_file "
+    "benchmarks/bench_ec_cnn.py",
 }
 
 OEU_TRAPS: dict[str, str] = {

@@ -19,6 +19,20 @@ HEADS = {"forget_accuracy": "FA", "retain_accuracy": "RA", "test_accuracy": "TA"
 NO_REFERENCE = "Configurations were chosen by the stop rule's J alone: no retrained network was looked at.\n"
 DISAGREE = 0.005
 """Torch and file columns further apart than this are marked."""
+LEAST_FALL, MOST_LOST = 0.2, 0.03
+"""A forgotten class whose accuracy falls by less is marked, and so is a loss of retain accuracy above the second."""
+BESIDE = {
+    "entropy": "entropy",
+    "max_probability": "max p",
+    "kl_forget": "KL forget",
+    "kl_test": "KL test",
+    "tpr_at_fpr": "TPR at FPR 1 %",
+    "latents_moved": "moved",
+    "lost_to_rounding": "lost",
+    "dead": "dead",
+}
+"""What stands beside the headline, by key of a row."""
+PER_CENT = ("tpr_at_fpr", "latents_moved", "lost_to_rounding")
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -73,8 +87,7 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 row[key] = _spread([c["onnx"][key] for c in good])
             row["gap"] = _spread([c["gap"] for c in good])
             row["gaps"] = {f"{c['request']}/{c['seed']}": c["gap"] for c in good}
-            for key in ("seconds", "processor", "passes", "codes_changed", "latents_moved", "lost_to_rounding", "dead",
-                        "entropy", "max_probability", "kl_forget", "kl_test", "tpr_at_fpr", "cka"):  # fmt: skip
+            for key in ("seconds", "processor", "passes", "codes_changed", "cka", *BESIDE):
                 values = [c[key] for c in good if c.get(key) is not None]
                 if values:
                     row[key] = statistics.fmean(values)
@@ -91,16 +104,24 @@ def _marks(method: str, good: Sequence[Mapping[str, Any]], at: Mapping[tuple[str
     if method in ROWS:
         return []
     marks = []
-    base = [at[c["request"], c["seed"], ORIGINAL]["gap"] for c in good]
-    if statistics.fmean(c["gap"] for c in good) >= statistics.fmean(base):
+    before = [at[c["request"], c["seed"], ORIGINAL] for c in good]
+    nothing = statistics.fmean(c["gap"] for c in good) >= statistics.fmean(b["gap"] for b in before)
+    if Request.parse(good[0]["request"]).kind == "class":
+        nothing |= _fall(good, before, "forget_accuracy") < LEAST_FALL
+    if nothing:
         marks.append("no effect")
-    if sum(bool(c["utility"]) for c in good) * 2 > len(good):
+    failing = sum(bool(c["utility"]) for c in good) * 2 > len(good)
+    if failing or _fall(good, before, "retain_accuracy") > MOST_LOST:
         marks.append("utility")
     if any(c["onnx"]["mia_degenerate"] for c in good):
         marks.append("degenerate attack")
     if any(abs(c["onnx"][k] - c["torch"][k]) > DISAGREE for c in good for k in SHOWN[:3]):
         marks.append("torch differs")
     return marks
+
+
+def _fall(cells: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.fmean(b["onnx"][key] - c["onnx"][key] for c, b in zip(cells, before, strict=True))
 
 
 def _embolden(rows: Sequence[dict[str, Any]]) -> None:
@@ -139,22 +160,48 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def figure(row: Mapping[str, Any], key: str) -> str:
+    """A figure of ``BESIDE`` as text; a dash where the row has none."""
+    value = row.get(key)
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" if key in PER_CENT else f"{value:.1f}" if key == "dead" else f"{value:.2f}"
+
+
+def beside(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What stands beside the headline, as text: ``head`` and ``rows``, one a method that has figures."""
+    keys = [k for k in BESIDE if any(k in r for r in rows)]
+    found = [[r["method"], *(figure(r, k) for k in keys)] for r in rows if "gap" in r]
+    return {"head": ["method", *(BESIDE[k] for k in keys)], "rows": found}
+
+
+def details(rows: Sequence[Mapping[str, Any]]) -> str:
+    """:func:`beside` as Markdown: means over cells, entropies and divergences in nats, shares in per cent."""
+    found = beside(rows)
+    lines = [f"| {' | '.join(found['head'])} |", "|" + "---|" * len(found["head"])]
+    return "\n".join([*lines, *(f"| {' | '.join(r)} |" for r in found["rows"])])
+
+
 def tables(folder: Path) -> dict[str, Any]:
     """Everything a page needs: ``grid``, ``chosen`` and the ``sections`` with their rows."""
     found = load(folder)
-    parts = [
-        {"model": m, "bits": b, "kind": k, "requests": sorted({c["request"] for c in own}),
-         "seeds": sorted({c["seed"] for c in own}), "rows": rows_of(own)}
-        for (m, b, k), own in sections(found["cells"]).items()
-    ]  # fmt: skip
+    parts = []
+    for (model, bits, kind), own in sections(found["cells"]).items():
+        rows = rows_of(own)
+        parts.append({
+            "model": model, "bits": bits, "kind": kind, "requests": sorted({c["request"] for c in own}),
+            "seeds": sorted({c["seed"] for c in own}), "rows": rows, "beside": beside(rows),
+        })  # fmt: skip
     return {"grid": found["grid"], "chosen": found["chosen"], "sections": parts}
 
 
-def text(value: Mapping[str, Any]) -> str:
-    """All tables as Markdown."""
+def text(value: Mapping[str, Any], *, whole: bool = False) -> str:
+    """All tables as Markdown; if ``whole`` each followed by its :func:`details`."""
     parts = [NO_REFERENCE] if value["grid"].get("tune_by") == "no_reference" else []
     for s in value["sections"]:
         seeds = f"seeds {', '.join(map(str, s['seeds']))}" if len(s["seeds"]) > 1 else f"one seed ({s['seeds'][0]})"
         requests = ", ".join(s["requests"])
         parts.append(f"### {s['model']}, {s['bits']}, {s['kind']}: {requests}; {seeds}\n\n{markdown(s['rows'])}\n")
+        if whole:
+            parts.append(f"{details(s['rows'])}\n")
     return "\n".join(parts)

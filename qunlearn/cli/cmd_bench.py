@@ -61,7 +61,7 @@ def _report(settings: Settings, folder: Path) -> int:
     from qunlearn_export.files import write_atomic
 
     value = table.tables(folder)
-    text = table.text(value)
+    text = table.text(value, whole=True)
     write_atomic(folder / "table.md", text.encode())
     write_json(folder / "table.json", value)
     write_atomic(folder / "report.html", grid.build(value).encode())

@@ -155,18 +155,33 @@ def changes(layers: Sequence[Mapping[str, Any]]) -> str:
     return _svg(context, fig, "Integer codes changed", "share per layer")
 
 
-def gaps(names: Sequence[str], values: Sequence[Sequence[float]], fixed: Sequence[str]) -> str:
-    """Horizontal bars of (mean, standard deviation) fractions, best on top; the rows of ``fixed`` are hatched."""
-    context, fig = _figure(0.5 + 0.24 * len(names))
+def gaps(
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    fixed: Sequence[str],
+    *,
+    where: str,
+    floor: float | None = None,
+    marked: Sequence[str] = (),
+) -> str:
+    """Horizontal bars of (mean, standard deviation) fractions, best on top; ``where`` tells pictures of a page apart.
+
+    The rows of ``fixed`` are hatched, those of ``marked`` pale; ``floor`` is drawn as a line across all rows.
+    """
+    context, fig = _figure(0.7 + 0.24 * len(names))
     ax = fig.subplots()
     at = np.arange(len(names))[::-1]
     for y, name, (mean, sd) in zip(at, names, values, strict=True):
         own = name not in fixed
         ax.barh(y, 100 * mean, xerr=100 * sd, height=0.7, color=COLOURS[0] if own else COLOURS[4],
-                hatch="" if own else "///", edgecolor=_INK, linewidth=0.4, ecolor=_INK,
-                error_kw={"elinewidth": 0.8})  # fmt: skip
+                alpha=0.4 if name in marked else None, hatch="" if own else "///", edgecolor=_INK, linewidth=0.4,
+                ecolor=_INK, error_kw={"elinewidth": 0.8})  # fmt: skip
+    if floor is not None:
+        ax.axvline(100 * floor, color=COLOURS[1], linestyle="--", linewidth=1.4, label="noise floor")
+        _legend(ax)
     ax.set_yticks(at, names)
+    ax.set_ylim(-0.6, len(names) - 0.4)
     ax.set_xlim(left=0)
     ax.set_xlabel("points")
     listed = "; ".join(f"{n} {100 * m:.1f}" for n, (m, _) in zip(names, values, strict=True))
-    return _svg(context, fig, "Average gap to the retrained network", listed)
+    return _svg(context, fig, f"Average gap to the retrained network, {where}", listed)

@@ -18,7 +18,14 @@ def tiny(**more: Any) -> Grid:
 
 
 def made(method: str, gap: float, seed: int, **more: Any) -> dict[str, Any]:
-    onnx = {"forget_accuracy": 0.5, "retain_accuracy": 0.9, "test_accuracy": 0.9, "mia": 0.5, "mia_degenerate": False}
+    forget = 1.0 if method == "original" else 0.5
+    onnx = {
+        "forget_accuracy": forget,
+        "retain_accuracy": 0.9,
+        "test_accuracy": 0.9,
+        "mia": 0.5,
+        "mia_degenerate": False,
+    }
     return {
         "model": "m", "bits": "w8a8", "request": "class=3", "seed": seed, "method": method, "config": {}, "gap": gap,
         "onnx": onnx, "torch": onnx, "utility": [], "seconds": 1.0, "processor": 1.0, "passes": 1.0, **more,

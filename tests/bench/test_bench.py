@@ -221,7 +221,7 @@ def test_kill_and_resume_over_processes(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert file.read_bytes().startswith(kept)
-    assert len(Store(out).cells) == 8
+    assert len(Store(out).cells) == 8 == len(file.read_bytes().splitlines()), "a finished cell was computed again"
     assert (out / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
@@ -245,8 +245,8 @@ def test_no_table_without_doing_nothing() -> None:
 
 def test_marks() -> None:
     base = [made("original", 0.2, 0), made("retrained", 0.0, 0), made("second retrained", 0.01, 0)]
-    torch = {**base[0]["torch"], "test_accuracy": 0.89}
-    degenerate = {**base[0]["onnx"], "mia_degenerate": True}
+    torch = {**base[1]["torch"], "test_accuracy": 0.89}
+    degenerate = {**base[1]["onnx"], "mia_degenerate": True}
     more = [
         made("ft", 0.25, 0), made("ga", 0.1, 0, utility=["F-COLLAPSE-ENTROPY"]), made("rl", 0.1, 0, torch=torch),
         made("ssd", 0.1, 0, onnx=degenerate), {**made("qmul", 0.0, 0), "error": "DivergedError: x", "gap": None},
@@ -258,6 +258,43 @@ def test_marks() -> None:
     assert rows["ssd"]["marks"] == ["degenerate attack"]
     assert rows["qmul"]["failed"] == 1
     assert "all failed" in table.markdown(list(rows.values()))
+
+
+def test_marks_of_a_forgotten_class_and_of_a_mean_loss() -> None:
+    """Acceptance 4: forget accuracy falls by 20 points or more, or *no effect*; retain by 3 at most, or *utility*."""
+
+    def marks(request: str, forget: float, retain: float) -> list[str]:
+        cells = []
+        for seed in range(3):
+            kept = retain if seed == 0 else 0.9  # one seed of three loses, which is no majority
+            onnx = {**made("ga", 0.1, seed)["onnx"], "forget_accuracy": forget, "retain_accuracy": kept}
+            own = made("ga", 0.1, seed, onnx=onnx, torch=onnx, utility=["F-UTILITY-RETAIN"] if seed == 0 else [])
+            cells += [made("original", 0.2, seed), made("retrained", 0.0, seed), own]
+        rows = table.rows_of([{**c, "request": request} for c in cells])
+        return next(r["marks"] for r in rows if r["method"] == "ga")
+
+    assert marks("class=3", 0.79, 0.9) == []
+    assert marks("class=3", 0.81, 0.9) == ["no effect"]
+    assert marks("group=a", 0.81, 0.9) == []
+    assert marks("class=3", 0.2, 0.82) == []  # 2.7 points in the mean
+    assert marks("class=3", 0.2, 0.80) == ["utility"]
+
+
+def test_what_stands_beside_the_headline() -> None:
+    """Entropy, confidence and divergence beside the retrained network's, what rounding took, dead channels."""
+    facts = {"entropy": 0.5, "max_probability": 0.75, "kl_forget": 1.234, "kl_test": 0.1, "cka": 0.9}
+    own = {"codes_changed": 0.1, "latents_moved": 0.8, "lost_to_rounding": 0.7, "dead": 2}
+    cells = [made("original", 0.4, 0, **facts), made("retrained", 0.0, 0, **{**facts, "entropy": 0.625}),
+             made("ga", 0.1, 0, **facts, **own), {**made("ft", 0.1, 0), "error": "x"}]  # fmt: skip
+    text = table.details(table.rows_of(cells))
+    assert "| method | entropy | max p | KL forget | KL test | moved | lost | dead |" in text
+    assert "| ga | 0.50 | 0.75 | 1.23 | 0.10 | 80.0 | 70.0 | 2.0 |" in text
+    assert "| retrained | 0.62 | 0.75 | 1.23 | 0.10 | - | - | - |" in text
+    assert "ft" not in text
+    assert "TPR" not in text  # fewer than a thousand non-members
+    thousand = table.rows_of([{**c, "tpr_at_fpr": 0.015} for c in cells])
+    assert "| TPR at FPR 1 % |" in table.details(thousand)
+    assert "| 1.5 |" in table.details(thousand)
 
 
 def test_choice_prefers_useful_and_cheap_runs() -> None:
