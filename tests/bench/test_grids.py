@@ -70,7 +70,7 @@ def few(dataset: Dataset, size: int) -> Dataset:
     ("spot", "method"),
     [
         (Spot(model="resnet18", bits="w4a4", request="random=10%", seed=0), "oeu"),
-        (Spot(model="mobilenetv2", bits="w8a8", request="class=3", seed=0), "qmul"),
+        (Spot(model="mobilenetv2", bits="w8a8", request="class=3", seed=0), "ft"),
     ],
     ids=lambda v: v if isinstance(v, str) else v.model,
 )
