@@ -64,7 +64,7 @@ def lower(model: QuantModel, *, meta: Mapping[str, Any] | None = None, repair_de
         layers.append(_layer(model, step, common))
     if overflow:
         raise VerificationError(
-            f"D1: bias codes leave int32 (dead channels): {', '.join(overflow[:8])}"
+            f"D1: bias codes leave int32 (dead channels), or scales leave float32: {', '.join(overflow[:8])}"
             f"{f' and {len(overflow) - 8} more' if len(overflow) > 8 else ''}.",
             remedy="Train longer, use a gentler method, or repair dead channels (`export --repair-dead`).",
         )
@@ -141,16 +141,20 @@ def _weights(
         bias = offset + (0.0 if bias is None else bias) * factor
         w_codes = np.where((factor < 0)[:, None, None, None], -w_codes, w_codes).astype(np.int8)
         scale = scale * np.abs(factor)
-    weight_scale = (scale if folded is None else folded).astype(np.float32)
+    with np.errstate(over="ignore"):
+        weight_scale = (scale if folded is None else folded).astype(np.float32)
+    huge = ~np.isfinite(weight_scale)
     if bias is None:
+        overflow.extend(f"{step.name}[{k}]" for k in np.flatnonzero(huge))
         return {"weight": w_codes, "weight_scale": weight_scale, "bias": None}
     ratio = _ratio(bias, input_scale, weight_scale)
-    bad = ~(np.abs(ratio) <= INT32_MAX)
+    bad = huge | ~(np.abs(ratio) <= INT32_MAX)
     if bad.any() and repair_dead and not bad.all():
-        weight_scale = np.where(bad, np.median(weight_scale[~bad]), weight_scale).astype(np.float32)
-        w_codes[bad] = 0
+        dead = bad & ~huge
+        weight_scale = np.where(dead, np.median(weight_scale[~bad]), weight_scale).astype(np.float32)
+        w_codes[dead] = 0
         ratio = _ratio(bias, input_scale, weight_scale)
-        bad = ~(np.abs(ratio) <= INT32_MAX)
+        bad = huge | ~(np.abs(ratio) <= INT32_MAX)
     overflow.extend(f"{step.name}[{k}]" for k in np.flatnonzero(bad))
     rounded = np.where(bad, 0, np.rint(ratio))
     return {"weight": w_codes, "weight_scale": weight_scale, "bias": rounded.astype(np.int32)}

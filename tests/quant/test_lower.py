@@ -89,6 +89,22 @@ def test_dead_channel_overflows_and_can_be_repaired(tiny: nn.Module, example: to
     assert np.isfinite(layer.weight_scale).all()
 
 
+@pytest.mark.parametrize("repair_dead", [False, True])
+def test_a_channel_whose_scale_is_beyond_float32_is_refused(
+    repair_dead: bool, tiny: nn.Module, example: torch.Tensor
+) -> None:
+    """It is not dead: nothing repairs it, and no warning of numpy takes the place of the error."""
+    model = quant.prepare(tiny, quant.QuantSpec(), example).eval()
+    bn = model.get_submodule("bn")
+    assert isinstance(bn, nn.BatchNorm2d)
+    bn.eps = 1e-14
+    with torch.no_grad():
+        bn.weight[1] = 3e38
+        bn.running_var[1] = 0
+    with pytest.raises(VerificationError, match=r"D1.*conv\[1\]"):
+        quant.lower(model, repair_dead=repair_dead)
+
+
 def test_detie_moves_a_scale_off_a_simple_fraction(trained: quant.QuantModel) -> None:
     step = next(s for s in trained.steps if s.kind == "add")
     a, b = (trained.quantizer_of(n) for n in step.inputs)
