@@ -226,6 +226,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-projection": _projection,
     "result-subspace": _subspace,
     "result-demo": partial(_result, "demo"),
+    "result-agreement": partial(_result, "agreement"),
     **{f"grid-{name}": partial(_grid, name) for name in ("kws",)},
     "result-smi": partial(_result, "smi"),
     "result-smi_cost": partial(_result, "smi_cost"),
