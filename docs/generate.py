@@ -239,6 +239,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-demo": partial(_result, "demo"),
     "result-quant_after": partial(_result, "quant_after"),
     **dict(results.blocks()),
+    "result-agreement": partial(_result, "agreement"),
     "result-smi": partial(_result, "smi"),
     "result-smi_cost": partial(_result, "smi_cost"),
     "result-verdicts": partial(_result, "verdicts"),

@@ -101,6 +101,7 @@ class EveAudit(Audit):
             },
             tables={
                 "targets": found.rows(),
+                "bystanders": noise.rows(),
                 "eve": {
                     "strict": strict,
                     "bystander_flips": rate,

@@ -19,9 +19,9 @@ QUARTER = 0.25
 class Flips:
     """Readings of n samples. ``right``: answered rightly before. ``resolved``: margins of at least m on both sides.
 
-    ``flip``: right before, wrong after, resolved. ``strict``: flipped to the wanted class. ``before`` = logit of the
-    true class less the best other; ``after`` = top logit less that of the true class (0 where it still wins); both in
-    steps of the grid, or in logits where there is none.
+    ``flip``: right before, wrong after, resolved. ``strict``: flipped to the wanted class. ``before`` and ``lead`` =
+    logit of the true class less the best other, before and after; ``after`` = top logit less that of the true class (0
+    where it still wins); all in steps of the grid, or in logits where there is none.
     """
 
     right: NDArray[np.bool_]
@@ -29,6 +29,7 @@ class Flips:
     flip: NDArray[np.bool_]
     strict: NDArray[np.bool_]
     before: NDArray[np.float64]
+    lead: NDArray[np.float64]
     after: NDArray[np.float64]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -40,6 +41,7 @@ class Flips:
                 "flip": bool(self.flip[i]),
                 "strict": bool(self.strict[i]),
                 "margin_before": float(self.before[i]),
+                "lead_after": float(self.lead[i]),
                 "margin_after": float(self.after[i]),
             }
             for i in range(len(self.flip))
@@ -109,5 +111,6 @@ def read(
         flip=flip,
         strict=flip & (scores.predicted(z1) == target),
         before=np.where(finite, ahead, 0.0),
+        lead=np.where(finite, later, 0.0),
         after=np.where(finite, np.maximum(0.0, -later), 0.0),
     )

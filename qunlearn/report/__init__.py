@@ -42,7 +42,14 @@ def build(data: ReportData) -> str:
         results=_results(data),
         directions=_directions(data),
         sides=words.SIDES,
-        sections=[{**s, "figure": markupsafe.Markup(pictures.picture(s["result"]))} for s in data.sections],
+        sections=[
+            {
+                **s,
+                "figure": markupsafe.Markup(pictures.picture(s["result"])),
+                "caption": words.CAPTIONS.get(s["result"]["audit"], ""),
+            }
+            for s in data.sections
+        ],
     )
     return html
 

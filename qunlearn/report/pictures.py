@@ -1,11 +1,12 @@
-"""One picture an audit, made of its plain result: values with intervals, or curves over layers, steps or bit widths."""
+"""One picture an audit, made of its plain result: values with intervals, curves, answers before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qunlearn.report.plots import COLOURS, DASHES, _figure, _legend, _name, _svg
+from qunlearn.report import pictures_eve
+from qunlearn.report.plots import _INK, COLOURS, DASHES, _figure, _legend, _name, _svg
 
 ROLES = {"before": "base", "after": "unlearned", "reference": "retrained"}
 FAR = 3
@@ -13,8 +14,11 @@ Series = Mapping[str, Sequence[float | None]]
 
 
 def picture(result: Mapping[str, Any]) -> str:
-    """Inline SVG for the JSON form of an audit's result; empty where there is nothing to draw."""
+    """Inline SVG for the JSON form of an audit's result. Where an audit stopped before it had a value, what its utility
+    gate measured; empty where that measured nothing either (logits that are not finite)."""
     tables = result["tables"]
+    if result["audit"] == "eve" and tables.get("targets"):
+        return pictures_eve.picture(tables)
     if result["audit"] == "cka" and "forget" in tables.get("layers", {}):
         rows = _ordered(tables["layers"]["forget"], tables)
         pairs = {"unlearned": "after, before", "retrained": "reference, before"}
@@ -29,7 +33,7 @@ def picture(result: Mapping[str, Any]) -> str:
         widths = sorted(tables["widths"].items(), key=lambda row: -int(row[0].split()[0]))
         rows = {"as shipped": tables["full"], **{k: v["accuracy"] for k, v in widths}}
         return lines("Forget set on fewer bits", list(rows), _by_role(rows), "forget set right (%)")
-    return dots(result)
+    return dots(result) or gate(result)
 
 
 def _ordered(rows: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +97,30 @@ def dots(result: Mapping[str, Any]) -> str:
     ax.set_yticks(range(len(found)), [name for name, _ in found])
     if any(abs(e[k]) > FAR for _, e in found for k in ("lo", "hi")):
         ax.set_xlim(-100, 200)  # a share that is hardly estimated at all runs out of the picture
-    ax.set(ylim=(len(found) - 0.5, -0.5), xlabel="per cent; the band is the margin around the retrained model")
+    against = "per cent; the band is the margin around the retrained model"
+    ax.set(ylim=(len(found) - 0.5, -0.5), xlabel=against if ROLES["reference"] in dict(found) else "per cent")
     shown = ", ".join(f"{name} {100 * e['value']:.1f}" for name, e in found)
     return _svg(context, fig, f"Audit {result['audit']}", shown)
+
+
+def gate(result: Mapping[str, Any]) -> str:
+    """How far retain and held-out accuracy fell, with intervals and the floor: what was measured before the audit."""
+    drops: Mapping[str, Any] = (result["tables"].get("metrics") or {}).get("utility_drop", {})
+    found = [(name.partition("_")[0], row["after"]) for name, row in sorted(drops.items()) if row.get("after")]
+    if not found:
+        return ""
+    context, fig = _figure(0.9 + 0.28 * len(found))
+    ax = fig.add_subplot()
+    for i, (_, e) in enumerate(found):
+        v, lo, hi = (100 * e[k] for k in ("value", "lo", "hi"))
+        ax.errorbar([v], [i], xerr=[[max(0, v - lo)], [max(0, hi - v)]], color=COLOURS[1], fmt="o", capsize=3)
+    floor = (result["tables"].get("config") or {}).get("utility_floor")
+    if floor is not None:
+        ax.axvline(100 * floor, color=_INK, lw=1, linestyle=":")
+    ax.set_yticks(range(len(found)), [name for name, _ in found])
+    ax.set(
+        ylim=(len(found) - 0.5, -0.5),
+        xlabel="points of accuracy lost (dotted: the most allowed)",
+    )
+    shown = ", ".join(f"{name} {100 * e['value']:.1f}" for name, e in found)
+    return _svg(context, fig, f"Audit {result['audit']}: utility lost", shown)

@@ -74,6 +74,12 @@ AUDITS = {
     "eve": "Erasure check by a private target",
 }
 
+CAPTIONS = {
+    "eve": "How far the true class leads, before and after the update: left of the line the answer has flipped, inside "
+    "the band it cannot be told. The bars, where there is a calibration, show how often a target flipped on a copy of "
+    "the network, under the crafted request and under controls in which it did not drive the update.",
+}
+
 KINDS = {
     "onnx-all": "int8 file in ONNX Runtime",
     "onnx-off": "int8 file in ONNX Runtime, unoptimised",

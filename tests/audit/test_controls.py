@@ -10,7 +10,9 @@ import pytest
 
 from qunlearn.audit import AUDITS, gap, summary
 from qunlearn.audit.mia import attack, attack_sets
+from qunlearn.audit.result import worst
 from qunlearn.audit.utility import measure
+from qunlearn.cli.assess import SUITES
 from qunlearn.data.request import Request
 from qunlearn.data.splits import make_splits
 
@@ -78,3 +80,28 @@ def test_attack_reads_retrained_and_never_trained_data_alike(world: Any, lab: An
         error = float(np.sqrt(sum(v.var() / len(v) for v in (unseen, forgotten))))
         assert abs(forgotten.mean() - unseen.mean()) <= 3 * error
         assert kept.mean() < forgotten.mean() - 3 * error
+
+
+def mislabelled(world: Any, lab: Any) -> Any:
+    """The original with other answers on as many forget samples as the retrained model gets wrong."""
+    z, forget = world.original.table.copy(), world.splits.forget
+    wrong = int((world.retrained.table[forget.index].argmax(1) != forget.targets()).sum())
+    rows = forget.index[np.random.default_rng(0).permutation(len(forget))[:wrong]]
+    z[rows] = np.roll(z[rows], 1, axis=1)
+    return lab.TableModel(z)
+
+
+def test_the_standard_suite_passes_neither_a_collapsed_nor_a_mislabelled_network(roomy: Any, lab: Any) -> None:
+    """Accuracy alone is deceived by wrong labels; the suite is not, and a retrained network passes it."""
+    found = {}
+    for name, model in {
+        "collapsed": lab.TableModel(0 * roomy.original.table),
+        "mislabelled": mislabelled(roomy, lab),
+        "retrained": roomy.near(roomy.retrained, 3),
+    }.items():
+        ctx = roomy.context(roomy.original, model, roomy.retrained)
+        found[name] = {a: AUDITS[a]()(ctx).verdict for a in SUITES["standard"]}
+    assert {n: worst(list(f.values())) for n, f in found.items()} == {
+        "collapsed": "fail", "mislabelled": "fail", "retrained": "pass",
+    }, found  # fmt: skip
+    assert found["mislabelled"]["accuracy"] == "pass"

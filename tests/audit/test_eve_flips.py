@@ -28,8 +28,9 @@ def test_a_flip_and_a_strict_flip() -> None:
     assert (row["flip"], row["strict"], row["margin_before"], row["margin_after"]) == (True, True, 12.0, 6.0)
     row = one([1.0, 0.0, 4.0])
     assert (row["flip"], row["strict"]) == (True, False)
+    assert row["lead_after"] == -6.0
     row = one([8.0, 4.0, 0.0])
-    assert (row["flip"], row["resolved"], row["margin_after"]) == (False, True, 0.0)
+    assert (row["flip"], row["resolved"], row["margin_after"], row["lead_after"]) == (False, True, 0.0, 8.0)
 
 
 def test_a_margin_below_the_bound_on_either_side_is_unresolved_and_never_a_flip() -> None:

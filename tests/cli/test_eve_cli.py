@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qunlearn.audit import Calibration, CraftedRequest, EveConfig
+from qunlearn.audit import GLOSSARY, Calibration, CraftedRequest, EveAudit, EveConfig
 from qunlearn.audit.eve_calibration import ARMS, Reading
 from qunlearn.audit.predictor_logits import LogitsPredictor, read_rows
 from qunlearn.cli import assess, run
@@ -266,6 +267,10 @@ def test_audit_reads_the_request_beside_the_other_audits(home: Path, call: Call,
     assert set(results) == {"eve", "smi"}
     page = (tmp_path / "audit" / "report.html").read_text()
     assert "Erasure check by a private target" in page
+    assert 'aria-label="Audit eve: private target: 1 of 1 flipped; bystanders: ' in page
+    assert len(results["eve"]["tables"]["bystanders"]) == results["eve"]["n"]["bystanders"]
+    assert escape(EveAudit.cannot) in page
+    assert escape(GLOSSARY["verifiability"].formula) in page
     assert "deleted" not in page
 
 
