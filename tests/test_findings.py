@@ -267,6 +267,23 @@ def test_the_cells_say_what_the_pages_say(page: str, claim: str, kws: Kws) -> No
     assert CLAIMS[page, claim](kws), "no longer so: reword the page"
 
 
+def test_the_cells_of_the_parts_of_ec_say_what_the_page_says() -> None:
+    cells = tables.load(RESULTS / "ablation_ec")["cells"]
+    (part,) = tables.tables(RESULTS / "ablation_ec")["sections"]
+    rows = {r["method"]: r for r in part["rows"] if r["method"] not in ROWS}
+    shown = {name: r["forget_accuracy"][0] for name, r in rows.items()}
+    target = statistics.fmean(c["cka"] for c in cells if c["method"] == RETRAINED)
+    assert 0.4 < shown["ec"] < 0.6
+    assert (
+        min(rows, key=lambda n: rows[n]["gap"][0])
+        == "ec_lam_1"
+        == min(rows, key=lambda n: abs(rows[n]["cka"] - target))
+    )
+    assert abs(rows["ec"]["test_accuracy"][0] - rows["ec_lam_1"]["test_accuracy"][0]) < 0.01
+    assert all(shown[n] > shown["ec"] + 0.2 for n in ("ec_no_deep_ce", "ec_last_stage"))
+    assert abs(shown["ec_no_contrast"] - shown["ec"]) < 0.05
+
+
 def test_every_method_page_has_claims() -> None:
     pages = {cls.__module__.rsplit(".", 1)[-1] for cls in METHODS.values()}
     assert pages <= {page for page, _ in CLAIMS}
