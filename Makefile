@@ -48,6 +48,10 @@ bench: install
 	$(BIN)/python benchmarks/bench_ec_cnn.py
 	$(BIN)/python benchmarks/bench_smi.py
 	$(BIN)/python benchmarks/bench_audits.py
+	$(BIN)/python benchmarks/bench_agreement.py
+	$(BIN)/python benchmarks/bench_eve.py
+	$(BIN)/python benchmarks/bench_quant_after.py
+	$(BIN)/python benchmarks/bench_size.py
 
 lint: install
 	$(BIN)/ruff check .

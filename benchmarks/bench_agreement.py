@@ -22,7 +22,6 @@ one core a request.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_audits import Mislabelled
+from bench_audits import FILE, KINDS, collapsed, faked, moved, read
 from bench_methods import GRIDS
 
 from qunlearn import quant, tasks
@@ -42,10 +41,6 @@ from qunlearn.audit import (
     AUDITS,
     AuditContext,
     AuditResult,
-    FirmwarePredictor,
-    OnnxPredictor,
-    Predictor,
-    TorchPredictor,
     TorchTrainer,
     intervals,
 )
@@ -59,13 +54,10 @@ from qunlearn.data import sources
 from qunlearn.data.dataset import Samples
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
-from qunlearn.quant.tune import tuned
 from qunlearn.unlearn import METHODS, ReferenceCard
 from qunlearn_export import writer
 from qunlearn_export.parity import parity
 
-KINDS = ("torch-fq", "onnx-all", "c-host")
-FILE = KINDS[1]
 BAR = 0.95
 SEED = 100
 MEMORISED = {"epochs": 50, "batch_size": 64, "weight_decay": 0.0, "augment": "none"}
@@ -83,8 +75,9 @@ CUT: Mapping[str, Mapping[str, int]] = {
     "large": {"forget": 1000, "retain": 1000, "heldout_stop": 100, "heldout_audit": 2000, "test": 130},
 }
 """Most samples of a set, by seed. ``large``: what SMI takes of itself; half of ``heldout_audit`` is its spare."""
-KEPT = 3000
-"""Most retained samples that the mislabelled networks are trained on."""
+FAKED: Mapping[str, Any] = {"most": 3000, "steps": 200, "every": 50, "lr": 1e-3, "batch": 64}
+SMALL = 1e-4
+"""Learning rate of the steps that move a network without teaching it."""
 AUDITED = (*SUITES["standard"], "cka")
 METHOD: Mapping[str, Mapping[str, Any]] = {
     "rl": {"lr": 0.01, "epochs": 1, "batch_size": 128},
@@ -103,45 +96,6 @@ class Place:
     models: Models
     seed: int
     large: Splits | None = None
-
-
-def collapsed(model: quant.QuantModel) -> quant.QuantModel:
-    """A copy whose last layer is zero."""
-    out = copy.deepcopy(model)
-    with torch.no_grad():
-        for p in list(out.get_submodule(str(out.steps[-1].module)).parameters())[:2]:
-            p.zero_()
-    return out.eval()
-
-
-def moved(model: quant.QuantModel, splits: Splits, seed: int) -> quant.QuantModel:
-    """A copy after 20 small steps on retained samples: other codes, the same knowledge."""
-    out = copy.deepcopy(model)
-    for _ in tuned(out, TASK, splits.retain, steps=20, every=20, lr=1e-4, batch=64, seed=seed):
-        pass
-    return out.eval()
-
-
-def flipped(
-    before: quant.QuantModel, reference: quant.QuantModel, splits: Splits, seed: int, part: str = "all"
-) -> quant.QuantModel:
-    """The network before, trained to give wrong labels to as many forget samples as the reference gets wrong."""
-    y = splits.forget.targets()
-    target = float((TASK.predict(reference, splits.forget).argmax(1) == y).mean())
-    rng = np.random.default_rng([seed, 9])
-    wrong = rng.permutation(len(y))[: round((1 - target) * len(y))]
-    classes = splits.dataset.num_classes
-    labels = {int(splits.forget.index[i]): int((y[i] + rng.integers(1, classes)) % classes) for i in wrong}
-    kept = rng.permutation(splits.retain.index)[:KEPT]
-    both = Samples(splits.dataset, np.sort(np.concatenate([splits.forget.index, kept])))
-    model, best = copy.deepcopy(before), 2.0
-    found = model
-    task = Mislabelled(labels, splits.forget.index)
-    for _, now in tuned(model, task, both, steps=200, every=50, lr=1e-3, batch=64, seed=seed, part=part):
-        away = abs(float((TASK.predict(now, splits.forget).argmax(1) == y).mean()) - target)
-        if away < best:
-            best, found = away, copy.deepcopy(now)
-    return found.eval()
 
 
 def unlearned(
@@ -169,10 +123,10 @@ def of_speaker(request: str, work: Path) -> Place:
     models = {
         "before": nets.base,
         "reference": reference,
-        "retrained, moved": moved(reference, whole, 1),
+        "retrained, moved": moved(reference, whole, lr=SMALL, seed=1),
         "oeu": unlearned("oeu", nets.base, whole, journey.METHOD, nets.card, journey.SEED),
         "without another": other,
-        "flipped": flipped(nets.base, reference, whole, 3),
+        "flipped": faked(nets.base, reference, whole, part="all", seed=3, **FAKED),
         "collapsed": collapsed(reference),
     }
     return Place(splits=splits, models=models, seed=journey.SEED)
@@ -199,12 +153,12 @@ def of_images(grid: Grid, request: str, work: Path) -> Place:
     if at.splits.request_kind == "random":
         models["retrained"] = network(grid, data, keys_of(spot)[SECOND_RETRAINED], work).model
         models["rl"] = unlearned("rl", before, at.splits, METHOD["rl"], None, SEED)
-        models["original, moved"] = moved(before, at.splits, 2)
+        models["original, moved"] = moved(before, at.splits, lr=SMALL, seed=2)
     else:
-        models["retrained, moved"] = moved(reference, at.splits, 1)
+        models["retrained, moved"] = moved(reference, at.splits, lr=SMALL, seed=1)
         models["oeu"] = unlearned("oeu", before, at.splits, METHOD["oeu"], None, SEED)
-        models["head only"] = flipped(before, reference, at.splits, 3, part="head")
-    models["flipped"] = flipped(before, reference, at.splits, 3)
+        models["head only"] = faked(before, reference, at.splits, part="head", seed=3, **FAKED)
+    models["flipped"] = faked(before, reference, at.splits, part="all", seed=3, **FAKED)
     models["collapsed"] = collapsed(reference)
     kind = at.splits.request_kind
     large = cut(at.splits, "large") if kind == "random" else None
@@ -225,11 +179,6 @@ PLACES: Mapping[str, tuple[Callable[[str, Path], Place], tuple[str, ...]]] = {
     "cifar10": (_cifar10, ("random=10%", "class=3")),
     "cifar10_memorised": (_memorised, ("random=17%",)),
 }
-
-
-def read(file: bytes, model: quant.QuantModel) -> dict[str, Predictor]:
-    """One network as every kind."""
-    return dict(zip(KINDS, (TorchPredictor(model), OnnxPredictor(file), FirmwarePredictor(file)), strict=True))
 
 
 def row(r: AuditResult) -> dict[str, Any]:
@@ -254,13 +203,13 @@ def judged(name: str, request: str, work: Path, audits: Sequence[str]) -> list[d
     print(f"{name} {request}: networks after {time.perf_counter() - started:.0f} s, {place.splits}", flush=True)
     graphs = {n: quant.lower(m) for n, m in place.models.items()}
     files = {n: writer.serialize(g) for n, g in graphs.items()}
-    fixed = {n: read(files[n], place.models[n]) for n in ("before", "reference")}
+    fixed = {n: read(place.models[n], files[n]) for n in ("before", "reference")}
     trainer = TorchTrainer(place.models.values(), TASK)
     rows = []
     for model in list(place.models)[2:]:
         column = quant.TorchColumn(place.models[model])
         report = parity(graphs[model], files[model], place.splits.test.inputs()[:128], torch_column=column)
-        mine, found = read(files[model], place.models[model]), {}
+        mine, found = read(place.models[model], files[model]), {}
         for kind in KINDS:
             ctx = AuditContext(
                 before=fixed["before"][kind], after=mine[kind], reference=fixed["reference"][kind],

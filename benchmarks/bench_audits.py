@@ -23,10 +23,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
@@ -71,6 +73,7 @@ ORDER = {
 KINDS = ("torch-fq", "onnx-all", "c-host")
 FILE = "onnx-all"
 RECIPE = quant.Recipe(epochs=40, batch_size=64, lr=0.1, weight_decay=0.0)
+FAKED: Mapping[str, Any] = {"steps": 1200, "every": 20, "lr": 3e-3, "batch": 128}
 
 
 def written() -> Dataset:
@@ -126,25 +129,59 @@ class Mislabelled(Classification):
 
 
 def faked(
-    original: quant.QuantModel, reference: quant.QuantModel, splits: Splits, *, part: str, seed: int
+    original: quant.QuantModel,
+    reference: quant.QuantModel,
+    splits: Splits,
+    *,
+    part: str,
+    seed: int,
+    most: int | None = None,
+    keeping: float = 0.0,
+    **training: Any,
 ) -> quant.QuantModel:
-    """The original, trained to be as often wrong on the forget set as the reference: some other labels, by seed."""
+    """The original, trained to be as often wrong on the forget set as the reference: some other labels, by seed.
+
+    Also trained on ``most`` retained samples (default all). The nearest network of the run whose accuracy on all of
+    these is above ``keeping``; ``training``: steps, every, lr and batch of :func:`tuned`.
+    """
     task = tasks.get("classification")
-    y = splits.forget.targets()
-    target = float((task.predict(reference, splits.forget).argmax(1) == y).mean())
+    y, classes = splits.forget.targets(), splits.dataset.num_classes
+    target = accuracy(task, reference, splits.forget)
     rng = np.random.default_rng([seed, 9])
     wrong = rng.permutation(len(y))[: round((1 - target) * len(y))]
-    labels = {int(splits.forget.index[i]): int((y[i] + rng.integers(1, 10)) % 10) for i in wrong}
+    labels = {int(splits.forget.index[i]): int((y[i] + rng.integers(1, classes)) % classes) for i in wrong}
     flipped = Mislabelled(labels, splits.forget.index)
-    both = Samples(splits.dataset, np.sort(np.concatenate([splits.forget.index, splits.retain.index])))
+    kept = splits.retain.index if most is None else rng.permutation(splits.retain.index)[:most]
+    both = Samples(splits.dataset, np.sort(np.concatenate([splits.forget.index, kept])))
     model = copy.deepcopy(original)
-    best, found = 1.0, copy.deepcopy(model)
-    for _, now in tuned(model, flipped, both, steps=1200, every=20, lr=3e-3, batch=128, seed=seed, part=part):
-        away = abs(float((task.predict(now, splits.forget).argmax(1) == y).mean()) - target)
-        kept = (task.predict(now, splits.retain).argmax(1) == splits.retain.targets()).mean()
-        if away < best and kept > 0.975:
+    best, found = math.inf, copy.deepcopy(model)
+    for _, now in tuned(model, flipped, both, seed=seed, part=part, **training):
+        away = abs(accuracy(task, now, splits.forget) - target)
+        if away < best and (not keeping or accuracy(task, now, splits.retain) > keeping):
             best, found = away, copy.deepcopy(now)
     return found.eval()
+
+
+def accuracy(task: Task, model: quant.QuantModel, samples: Samples) -> float:
+    """Share of right answers."""
+    return float((task.predict(model, samples).argmax(1) == samples.targets()).mean())
+
+
+def collapsed(model: quant.QuantModel) -> quant.QuantModel:
+    """A copy whose last layer is zero."""
+    out = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in list(out.get_submodule(str(out.steps[-1].module)).parameters())[:2]:
+            p.zero_()
+    return out.eval()
+
+
+def moved(model: quant.QuantModel, splits: Splits, *, lr: float, seed: int) -> quant.QuantModel:
+    """A copy after 20 small steps on retained samples: other codes, the same knowledge."""
+    out = copy.deepcopy(model)
+    for _ in tuned(out, tasks.get("classification"), splits.retain, steps=20, every=20, lr=lr, batch=64, seed=seed):
+        pass
+    return out.eval()
 
 
 def models_of(
@@ -157,29 +194,21 @@ def models_of(
     rng = np.random.default_rng([seed, 8])
     rest = splits.forget.index[rng.permutation(len(splits.forget))[: len(splits.forget) // 2]]
     half = Samples(data, np.sort(np.concatenate([splits.retain.index, rest])))
-    collapsed = copy.deepcopy(second)
-    with torch.no_grad():
-        for p in list(collapsed.get_submodule(str(collapsed.steps[-1].module)).parameters())[:2]:
-            p.zero_()
-    moved = copy.deepcopy(before)
-    for _, _now in tuned(moved, task, splits.retain, steps=20, every=20, lr=1e-3, batch=64, seed=seed):
-        pass
+    fake = partial(faked, before, reference, splits, seed=seed, keeping=0.975, **FAKED)
     make = {
         TRUE: lambda: second,
-        "original": lambda: moved,
+        "original": lambda: moved(before, splits, lr=1e-3, seed=seed),
         "half": lambda: network(half, task, 10 * seed + 3),
-        "collapsed": lambda: collapsed,
-        "flipped": lambda: faked(before, reference, splits, part="all", seed=seed),
-        "head only": lambda: faked(before, reference, splits, part="head", seed=seed),
+        "collapsed": lambda: collapsed(second),
+        "flipped": lambda: fake(part="all"),
+        "head only": lambda: fake(part="head"),
     }
     return {"before": before, "reference": reference, **{n: make[n]() for n in wanted}}
 
 
-def predictor(kind: str, model: quant.QuantModel, file: bytes) -> Predictor:
-    """One network as one artefact kind."""
-    if kind == "torch-fq":
-        return TorchPredictor(model)
-    return OnnxPredictor(file) if kind == FILE else FirmwarePredictor(file)
+def read(model: quant.QuantModel, file: bytes) -> dict[str, Predictor]:
+    """One network as every artefact kind."""
+    return dict(zip(KINDS, (TorchPredictor(model), OnnxPredictor(file), FirmwarePredictor(file)), strict=True))
 
 
 def judge(
@@ -193,16 +222,16 @@ def judge(
     graphs = {n: quant.lower(m) for n, m in models.items()}
     files = {n: writer.serialize(g) for n, g in graphs.items()}
     inputs = splits.test.inputs()
+    made = {n: read(m, files[n]) for n, m in models.items()}
+    reports = {
+        n: parity(graphs[n], files[n], inputs, torch_column=quant.TorchColumn(models[n])) for n in ORDER[request]
+    }
     rows = []
     for kind in KINDS:
-        made = {n: predictor(kind, m, files[n]) for n, m in models.items()}
         for name in ORDER[request]:
-            report = None
-            if kind != "torch-fq":
-                report = parity(graphs[name], files[name], inputs, torch_column=quant.TorchColumn(models[name]))
             ctx = AuditContext(
-                before=made["before"], after=made[name], reference=made["reference"], splits=splits, task=task,
-                seed=seed, inputs={TRAINER: trainer}, parity=report,
+                before=made["before"][kind], after=made[name][kind], reference=made["reference"][kind], splits=splits,
+                task=task, seed=seed, inputs={TRAINER: trainer}, parity=None if kind == KINDS[0] else reports[name],
             )  # fmt: skip
             for audit in names:
                 start = time.perf_counter()

@@ -25,22 +25,23 @@ from qunlearn.bench.recipes import RECIPES
 from qunlearn.cli import COMMANDS
 from qunlearn.models import MODELS
 from qunlearn.quant import Recipe
+from qunlearn.report.grid import setting
 from qunlearn.unlearn import METHODS, hypers
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _beside(name: str) -> ModuleType:
-    """A module of this folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+def script(path: Path) -> ModuleType:
+    """A file of this repository that belongs to no package, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"docs/{name}.py is missing")
+        raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-results = _beside("results")
+results = script(Path(__file__).with_name("results.py"))
 table = results.table
 _BLOCK = re.compile(
     r"(<!-- generated:(?P<name>[^:\s]+):begin -->\n)(?P<text>.*?)(<!-- generated:(?P=name):end -->)", re.S
@@ -66,7 +67,7 @@ def cell(value: object) -> str:
 
 def code(value: object) -> str:
     """A value in code font; empty text stays empty."""
-    text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    text = setting(value)
     return f"`{text}`" if text else "empty"
 
 
@@ -151,6 +152,13 @@ def _commands() -> str:
 
 def _result(name: str) -> str:
     return (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def _codes_changed() -> str:
+    """Codes changed, updates lost to rounding and dead channels, over all grids of methods."""
+    module = script(ROOT / "benchmarks" / "codes_table.py")
+    found: str = module.text(module.sections([results.RESULTS / n for n in results.of_methods()]))
+    return found
 
 
 def _once_run(name: str) -> str:
@@ -238,6 +246,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-subspace": _subspace,
     "result-demo": partial(_result, "demo"),
     "result-quant_after": partial(_result, "quant_after"),
+    "codes": _codes_changed,
     **dict(results.blocks()),
     "result-agreement": partial(_result, "agreement"),
     "result-smi": partial(_result, "smi"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from qunlearn.bench import compare, read_grid
@@ -14,6 +12,7 @@ from qunlearn.bench import table as tables
 from qunlearn.bench.runner import CHOSEN
 from qunlearn.bench.scene import ORIGINAL, RETRAINED, ROWS
 from qunlearn.bench.store import Store
+from qunlearn.report.grid import setting
 from qunlearn.unlearn import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,16 +28,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; cells are ready-made text."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-def script(path: Path) -> ModuleType:
-    """A program of this repository as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def done(name: str) -> bool:
@@ -76,7 +65,7 @@ def grid(name: str) -> str:
 
 def beside(name: str) -> str:
     """Entropies, divergences, rounding and dead channels beside the headline."""
-    return _by_part(name, lambda part, cells: tables.details(part["rows"]) + "\n")
+    return _by_part(name, lambda part, cells: tables.details(part["beside"]) + "\n")
 
 
 def _by_part(name: str, make: Callable[[Part, list[Any]], str]) -> str:
@@ -98,9 +87,7 @@ def standing(name: str) -> str:
     def make(part: Part, cells: list[Any]) -> str:
         rows = []
         for r in compare.standing(cells, SUBJECT):
-            mine, best, nothing, floor = (
-                _number(r[k], r["scale"]) for k in ("value", "best_value", "original", "floor")
-            )
+            mine, best, nothing, floor = (_number(r[k], r["scale"]) for k in SIDES)
             place = f"{r['place']} of {r['of']}"
             other = f"{r['best']}, {best}" if r["best"] else "-"
             rows.append([r["measure"], f"**{mine}**" if r["place"] == 1 else mine, place, other, nothing, floor])
@@ -126,14 +113,9 @@ def requests(name: str) -> str:
 
 def differs(variant: Mapping[str, Any]) -> str:
     """In which settings a variant differs from its method."""
-    more = [f"`{k}={plain(v)}`" for k, v in variant.get("settings", {}).items()]
+    more = [f"`{k}={setting(v)}`" for k, v in variant.get("settings", {}).items()]
     more += [f"its own range of `{k}`" for k in variant.get("search", {})]
     return ", ".join(more)
-
-
-def plain(value: object) -> str:
-    """A setting as it is written on the command line."""
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def parts(name: str) -> str:
@@ -202,14 +184,7 @@ def gate(name: str) -> str:
 
 def _settings(config: Mapping[str, Any], g: Mapping[str, Any]) -> str:
     own = {k: v for k, v in config.items() if k != "stop_rule" and g["shared"].get(k) != v}
-    return ", ".join(f"`{k}={plain(v)}`" for k, v in own.items())
-
-
-def codes() -> str:
-    """Codes changed, updates lost to rounding and dead channels, over all grids of methods."""
-    module = script(BENCHMARKS / "codes_table.py")
-    found: str = module.text(module.sections([RESULTS / n for n in of_methods()]))
-    return found
+    return ", ".join(f"`{k}={setting(v)}`" for k, v in own.items())
 
 
 FARED = ("row", "place", "FA", "RA", "TA", "MIA", "Avg Gap", "CKA", "codes changed", "lost to rounding")
@@ -259,6 +234,5 @@ def blocks() -> Iterator[tuple[str, Callable[[], str]]]:
     for kind in (grid, beside, standing, requests, parts, tuning, gate):
         for name in GRIDS:
             yield f"{kind.__name__}-{name}", partial(where_run, kind, name)
-    yield "codes", codes
     for method in (*METHODS, RETRAINED):
         yield f"fared-{method}", partial(fared, method)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from qunlearn import bench
 from qunlearn.bench import compare
+from qunlearn.bench.scene import ROWS, SECOND_RETRAINED
 from qunlearn.bench.table import load
 from qunlearn.cli import run
 
@@ -61,8 +62,8 @@ def main() -> None:
         sys.exit(code)
 
     (section,) = bench.tables(results)["sections"]
-    best = next(r for r in section["rows"] if r["method"] not in ("original", "retrained", "second retrained"))
-    floor = next(r["gap"][0] for r in section["rows"] if r["method"] == "second retrained")
+    best = next(r for r in section["rows"] if r["method"] not in ROWS)
+    floor = next(r["gap"][0] for r in section["rows"] if r["method"] == SECOND_RETRAINED)
     print(f"\nnearest to retraining: {best['method']}, {100 * best['gap'][0]:.1f} points")
     print(f"two retrained networks differ by {100 * floor:.1f}")
     earned = "yes" if best["bold"] else "no: its lead is within that noise, or there are fewer than three seeds"

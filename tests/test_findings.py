@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from docs_generator import generator
 
 from qunlearn.bench import compare, read_grid
 from qunlearn.bench import table as tables
@@ -28,15 +27,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 DONE = sorted(p.parent.name for p in RESULTS.glob("*/chosen.json"))
 STILL = 0.97
 """Forget accuracy above which next to nothing was forgotten; the original's is 1."""
-
-
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Kws:

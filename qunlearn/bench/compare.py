@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qunlearn.bench.plan import TUNED_ON
+from qunlearn.bench.plan import tuning_gap
 from qunlearn.bench.scene import ORIGINAL, RETRAINED, ROWS, SECOND_RETRAINED
 
 Cell = Mapping[str, Any]
@@ -132,7 +132,6 @@ def parts(cells: Sequence[Cell], base: str, variants: Sequence[str]) -> list[dic
                 "test_accuracy": statistics.fmean(v["onnx"]["test_accuracy"] for v in own),
                 "cka_off": None if None in off else statistics.fmean(v for v in off if v is not None),
                 "codes_changed": statistics.fmean(v["codes_changed"] for v in own),
-                "passes": statistics.fmean(v["passes"] for v in own),
                 "unuseful": sum(bool(v["utility"]) for v in own),
             }
         out.append(row)
@@ -152,9 +151,10 @@ def gated(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     for method, configs in sorted(tried.items()):
         row: dict[str, Any] = {"method": method, "kept": None, "lost": None, "reasons": ()}
         for own in configs.values():
-            if any("error" in c for c in own):
+            gaps = [None if "error" in c else tuning_gap(c) for c in own]
+            if None in gaps:
                 continue
-            gap = statistics.fmean(abs(c["onnx"][k] - c["retrained"][k]) for c in own for k in TUNED_ON)
+            gap = statistics.fmean(g for g in gaps if g is not None)
             key = "lost" if any(c["utility"] for c in own) else "kept"
             if row[key] is None or gap < row[key]:
                 row[key] = gap

@@ -109,10 +109,16 @@ def score(grid: Grid, dataset: Dataset, cell: Mapping[str, Any]) -> tuple[int, f
         return 2, math.inf
     if grid.tune_by == "no_reference":
         return (2, math.inf) if cell["J"] is None else (int(not cell["J_utility"]), cell["J"])
+    found = tuning_gap(cell)
+    return (2, math.inf) if found is None else (int(bool(cell["utility"])), found)
+
+
+def tuning_gap(cell: Mapping[str, Any]) -> float | None:
+    """Mean distance of a tuning cell to the retrained network, a fraction; None where a figure is not finite."""
     u, r = cell["onnx"], cell["retrained"]
     if any(u[k] is None or r[k] is None for k in TUNED_ON):
-        return 2, math.inf
-    return int(bool(cell["utility"])), statistics.fmean(abs(u[k] - r[k]) for k in TUNED_ON)
+        return None
+    return statistics.fmean(abs(u[k] - r[k]) for k in TUNED_ON)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,9 +175,8 @@ def beside(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"head": ["method", *(BESIDE[k] for k in keys)], "rows": found}
 
 
-def details(rows: Sequence[Mapping[str, Any]]) -> str:
-    """:func:`beside` as Markdown: means over cells, entropies and divergences in nats, shares in per cent."""
-    found = beside(rows)
+def details(found: Mapping[str, Any]) -> str:
+    """What :func:`beside` gave as Markdown: means over cells, entropies and divergences in nats, shares in per cent."""
     lines = [f"| {' | '.join(found['head'])} |", "|" + "---|" * len(found["head"])]
     return "\n".join([*lines, *(f"| {' | '.join(r)} |" for r in found["rows"])])
 
@@ -203,5 +202,5 @@ def text(value: Mapping[str, Any], *, whole: bool = False) -> str:
         requests = ", ".join(s["requests"])
         parts.append(f"### {s['model']}, {s['bits']}, {s['kind']}: {requests}; {seeds}\n\n{markdown(s['rows'])}\n")
         if whole:
-            parts.append(f"{details(s['rows'])}\n")
+            parts.append(f"{details(s['beside'])}\n")
     return "\n".join(parts)

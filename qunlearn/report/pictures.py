@@ -79,6 +79,13 @@ def arms(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return _svg(context, fig, "Relearning", "forget accuracy over training steps, one panel an arm")
 
 
+def _estimate(ax: Any, at: int, e: Mapping[str, Any], colour: str) -> float:
+    """Draw a fraction with its interval in row ``at``; its value in per cent."""
+    v, lo, hi = (float(100 * e[k]) for k in ("value", "lo", "hi"))
+    ax.errorbar([v], [at], xerr=[[max(0, v - lo)], [max(0, hi - v)]], color=colour, fmt="o", capsize=3)
+    return v
+
+
 def dots(result: Mapping[str, Any]) -> str:
     """Every model's value of the audit's metric with its interval, and the margin around the retrained one."""
     rows: Mapping[str, Any] = next(iter((result["tables"].get("metrics") or {}).get(result["metric"], {}).values()), {})
@@ -88,9 +95,7 @@ def dots(result: Mapping[str, Any]) -> str:
     context, fig = _figure(0.9 + 0.28 * len(found))
     ax = fig.add_subplot()
     for i, (name, e) in enumerate(found):
-        v, lo, hi = (100 * e[k] for k in ("value", "lo", "hi"))
-        style = {"color": COLOURS[list(ROLES.values()).index(name)], "fmt": "o", "capsize": 3}
-        ax.errorbar([v], [i], xerr=[[max(0, v - lo)], [max(0, hi - v)]], **style)
+        v = _estimate(ax, i, e, COLOURS[list(ROLES.values()).index(name)])
         tol = (result["tables"].get("delta") or {}).get("tol")
         if name == ROLES["reference"] and tol is not None:
             ax.axvspan(v - 100 * tol, v + 100 * tol, color=COLOURS[4], alpha=0.3, lw=0)
@@ -112,8 +117,7 @@ def gate(result: Mapping[str, Any]) -> str:
     context, fig = _figure(0.9 + 0.28 * len(found))
     ax = fig.add_subplot()
     for i, (_, e) in enumerate(found):
-        v, lo, hi = (100 * e[k] for k in ("value", "lo", "hi"))
-        ax.errorbar([v], [i], xerr=[[max(0, v - lo)], [max(0, hi - v)]], color=COLOURS[1], fmt="o", capsize=3)
+        _estimate(ax, i, e, COLOURS[1])
     floor = (result["tables"].get("config") or {}).get("utility_floor")
     if floor is not None:
         ax.axvline(100 * floor, color=_INK, lw=1, linestyle=":")

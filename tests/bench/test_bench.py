@@ -286,15 +286,15 @@ def test_what_stands_beside_the_headline() -> None:
     own = {"codes_changed": 0.1, "latents_moved": 0.8, "lost_to_rounding": 0.7, "dead": 2}
     cells = [made("original", 0.4, 0, **facts), made("retrained", 0.0, 0, **{**facts, "entropy": 0.625}),
              made("ga", 0.1, 0, **facts, **own), {**made("ft", 0.1, 0), "error": "x"}]  # fmt: skip
-    text = table.details(table.rows_of(cells))
+    text = table.details(table.beside(table.rows_of(cells)))
     assert "| method | entropy | max p | KL forget | KL test | moved | lost | dead |" in text
     assert "| ga | 0.50 | 0.75 | 1.23 | 0.10 | 80.0 | 70.0 | 2.0 |" in text
     assert "| retrained | 0.62 | 0.75 | 1.23 | 0.10 | - | - | - |" in text
     assert "ft" not in text
     assert "TPR" not in text  # fewer than a thousand non-members
     thousand = table.rows_of([{**c, "tpr_at_fpr": 0.015} for c in cells])
-    assert "| TPR at FPR 1 % |" in table.details(thousand)
-    assert "| 1.5 |" in table.details(thousand)
+    assert "| TPR at FPR 1 % |" in table.details(table.beside(thousand))
+    assert "| 1.5 |" in table.details(table.beside(thousand))
 
 
 def test_choice_prefers_useful_and_cheap_runs() -> None:
