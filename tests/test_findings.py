@@ -257,6 +257,15 @@ def test_the_cells_say_what_the_pages_say(page: str, claim: str, kws: Kws) -> No
     assert CLAIMS[page, claim](kws), "no longer so: reword the page"
 
 
+def test_the_demo_and_the_gate_are_as_the_pages_say(kws: Kws) -> None:
+    """README: three speakers are inconclusive, three remembered too well. OEU's page: what the gate ruled out."""
+    rows = json.loads((RESULTS / "verdicts.json").read_text())["rows"]
+    failed = [r for r in rows if r["verdict"] == "fail"]
+    assert (len(rows), len(failed), sum(r["verdict"] == "inconclusive" for r in rows)) == (6, 3, 3)
+    assert all(any(reason.startswith("F-UNDER") for reason in r["reasons"]) for r in failed)
+    assert kws.gate["oeu"]["reasons"] == ("F-COLLAPSE-ENTROPY",)
+
+
 def test_the_cells_of_the_parts_of_ec_say_what_the_page_says() -> None:
     cells = tables.load(RESULTS / "ablation_ec")["cells"]
     (part,) = tables.tables(RESULTS / "ablation_ec")["sections"]
