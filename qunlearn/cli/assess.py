@@ -15,6 +15,7 @@ from qunlearn.audit import AUDITS, predictor
 from qunlearn.audit.base import Audit
 from qunlearn.audit.run import Artefact, AuditRun, audit_run
 from qunlearn.audit.summary import summary
+from qunlearn.audit.table import aligned
 from qunlearn.audit.trainer import TRAINER, TorchTrainer
 from qunlearn.cli import artefact
 from qunlearn.data.splits import Splits
@@ -200,3 +201,24 @@ def table(assessment: Assessment, names: Mapping[str, str]) -> str:
         cells = [c[metric] for c in columns.values()]
         lines.append(f"  {metric:<10}" + "".join("           -" if v is None else f"{100 * v:11.1f}%" for v in cells))
     return "\n".join(lines)
+
+
+def changes_text(changes: quant.ChangeTable | None) -> str:
+    """The table of changed integer codes, a layer a line; a sentence where a file alone was judged."""
+    if changes is None:
+        return "integer codes: compared for runs only (a file has no network to compare)"
+    head = ["layer", "codes", "changed", "%", "most steps", "lost to rounding", "biases changed", "scales changed"]
+    rows = [
+        [
+            r.layer, f"{r.codes:,}", f"{r.codes_changed:,}", f"{100 * r.share:.1f}", str(r.max_step), f"{r.lost:,}",
+            str(r.bias_changed), str(r.scales_changed),
+        ]
+        for r in changes.rows
+    ]  # fmt: skip
+    total = [
+        "all", f"{changes.codes:,}", f"{changes.codes_changed:,}", f"{100 * changes.share:.1f}",
+        str(max((r.max_step for r in changes.rows), default=0)), f"{changes.lost:,}", str(changes.bias_changed),
+        str(sum(r.scales_changed for r in changes.rows)),
+    ]  # fmt: skip
+    lines = ["integer codes, before to after", aligned([head, *rows, total])]
+    return "\n".join([*lines, *(f"  warning: {w}" for w in changes.warnings)])

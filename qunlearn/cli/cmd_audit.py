@@ -113,7 +113,8 @@ def command(
     found.audits.write(folder)
     page.write(folder, found, splits, request=request.describe(), run=target if opened is not None else None)
     names = {"before": "before", "after": "after", "reference": "reference"}
-    text = [found.audits.table().rstrip(), "", assess.table(found, names), "", found.parity.render()]
+    text = [found.audits.table().rstrip(), "", assess.table(found, names), ""]
+    text += [assess.changes_text(found.changes), "", found.parity.render()]
     if beside := side_by_side.text(found.audits.results[chosen[0]]):
         text += ["", beside, ""]
     value = {**found.audits.to_json(), **{n: found.plain(n) for n in found.summaries}, "folder": str(folder)}

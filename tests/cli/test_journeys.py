@@ -281,6 +281,27 @@ def test_a_strict_suite_runs_every_audit_on_network_and_file(call: Call, home: P
     assert "not both" in wrong.err or "both --audit and --suite" in wrong.err
 
 
+def test_an_audit_prints_verdicts_and_the_code_changes(call: Call, home: Path, tmp_path: Path) -> None:
+    options = ("--before", home / "base", "--reference", home / "without", "--forget", "class=7", "--on", "onnx")
+    done = call("audit", home / "oeu", *options, "-o", tmp_path / "a")
+    assert done.code in (3, 4), done.err
+    assert done.out.startswith(f"verdict: {'FAIL' if done.code == 3 else 'INCONCLUSIVE'}")
+    for name in assess.SUITES["standard"]:
+        assert any(line.startswith(f"{name} ") for line in done.out.splitlines()), name
+    changes = json.loads((home / "oeu" / "result.json").read_text())["changes"]
+    lines = done.out.splitlines()
+    start = lines.index("integer codes, before to after")
+    rows = {line.split()[0]: line.split() for line in lines[start + 3 : start + 4 + len(changes["layers"])]}
+    assert list(rows) == [*(r["layer"] for r in changes["layers"]), "all"]
+    for r in changes["layers"]:
+        assert rows[r["layer"]][1:3] == [f"{r['codes']:,}", f"{r['codes_changed']:,}"]
+    assert rows["all"][1:3] == [f"{changes['codes']:,}", f"{changes['codes_changed']:,}"]
+    assert 0 < changes["codes_changed"] < changes["codes"]
+    shutil.copy(home / "model.onnx", tmp_path / "m.onnx")
+    alone = call("audit", tmp_path / "m.onnx", *options, "--audit", "accuracy", "-o", tmp_path / "b")
+    assert "integer codes: compared for runs only" in alone.out
+
+
 def test_audit_of_the_untouched_network_is_no_pass(call: Call, home: Path, tmp_path: Path) -> None:
     done = audit(call, home, home / "base", tmp_path / "a", "--reference", home / "without")
     assert (done.code, done.json["verdict"]) == (4, "inconclusive")
