@@ -106,6 +106,40 @@ def _methods() -> str:
     return table(("method", "what it does", "declares"), rows)
 
 
+CALIBRATION_KIND = "onnx-all"
+
+
+def apart_groups(rows: Sequence[Mapping[str, Any]], audit: str) -> dict[str, list[tuple[list[str], list[str]]]]:
+    """By request: networks of known truth that got the same verdicts from an audit in all seeds, and these verdicts."""
+    out: dict[str, list[tuple[list[str], list[str]]]] = {}
+    own = [r for r in rows if r["audit"] == audit and r["kind"] == CALIBRATION_KIND]
+    for request in dict.fromkeys(r["request"] for r in own):
+        found: dict[tuple[str, ...], list[str]] = {}
+        here = [r for r in own if r["request"] == request]
+        for model in dict.fromkeys(r["model"] for r in here):
+            by_seed = {r["seed"]: r["verdict"] for r in here if r["model"] == model}
+            found.setdefault(tuple(by_seed[s] for s in sorted(by_seed)), []).append(model)
+        out[request] = [(models, list(verdicts)) for verdicts, models in found.items() if len(models) > 1]
+    return out
+
+
+def _apart(audit: str) -> str:
+    """Which networks of known truth an audit did not tell apart, from the rows of ``bench_audits.py``."""
+    rows = _figures("audits")
+    seeds = len({r["seed"] for r in rows})
+    lines = [
+        f"Networks of known truth that got the same verdicts from `{audit}` in all {seeds} seeds of "
+        "`python benchmarks/bench_audits.py` (int8 file): it did not tell them apart there.\n"
+    ]
+    for request, groups in apart_groups(rows, audit).items():
+        shown = []
+        for models, verdicts in groups:
+            counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+            shown.append(f"{', '.join(models)} ({counts})")
+        lines.append(f"- `{request}`: {'; '.join(shown) or 'none'}")
+    return "\n".join(lines) + "\n"
+
+
 def _audits() -> str:
     rows = [[f"[`{n}`](docs/{page_of(c)})", about(c), code(c.metric)] for n, c in AUDITS.items()]
     return table(("audit", "what it measures", "metric"), rows)
@@ -255,6 +289,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-device-update": partial(_result, "device_update"),
     **{f"method-{name}": partial(_method, name) for name in METHODS},
     **{f"audit-{name}": partial(_audit, name) for name in AUDITS},
+    **{f"apart-{name}": partial(_apart, name) for name in AUDITS},
 }
 """Name of a table to the function that makes it."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -13,6 +15,7 @@ from docs_generator import generator
 
 from qunlearn.audit import AUDITS
 from qunlearn.cli import COMMANDS
+from qunlearn.cli.assess import SUITES
 from qunlearn.unlearn import METHODS, hypers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +60,31 @@ def test_everything_registered_has_a_page(kind: str) -> None:
         assert page.exists(), name
         assert f"<!-- generated:{kind}-{name}:begin -->" in page.read_text(), name
         assert f"]({page.name})" in index, name
+
+
+def test_an_audit_page_names_the_networks_that_the_audit_did_not_tell_apart() -> None:
+    g = generator()
+    rows = json.loads((ROOT / "benchmarks" / "results" / "audits.json").read_text())
+    audits = dict.fromkeys(r["audit"] for r in rows)
+    assert set(SUITES["strict"]) == set(audits)
+    for name in audits:
+        page = ROOT / "docs" / g.page_of(AUDITS[name])
+        assert f"<!-- generated:apart-{name}:begin -->" in page.read_text(), name
+        assert any(g.apart_groups(rows, name).values()), f"{name} tells all apart: its page must not say otherwise"
+
+
+def test_networks_are_grouped_by_their_verdicts_in_all_seeds() -> None:
+    def rows(model: str, *verdicts: str, kind: str = "onnx-all") -> list[dict[str, Any]]:
+        common = {"audit": "a", "request": "r", "model": model, "kind": kind}
+        return [{**common, "seed": s, "verdict": v} for s, v in enumerate(verdicts)]
+
+    made = rows("one", "pass", "fail") + rows("two", "fail", "pass") + rows("three", "pass", "fail")[::-1]
+    made += rows("two", "pass", "fail", kind="c-host") + rows("four", "pass", "pass")
+    made += [{**made[0], "audit": "b"}]
+    groups = generator().apart_groups
+    assert groups(made, "a") == {"r": [(["one", "three"], ["pass", "fail"])]}
+    assert groups(made, "b") == {"r": []}
+    assert groups(made, "c") == {}
 
 
 def test_a_method_page_has_all_its_parts() -> None:
