@@ -219,6 +219,15 @@ GLOSSARY: Mapping[str, Entry] = MappingProxyType(
             range="0..1",
             interval=_NORMAL,
         ),
+        "recovery_random": Entry(
+            title="recovery from random features",
+            formula="the linear probe on the original with the weights of every output channel shuffled: features that "
+            "never learnt",
+            target="none: it is the lower end of the scale, the original's own value the upper",
+            reference="none",
+            range="0..1",
+            interval=_NORMAL,
+        ),
         "recovery_finetune": Entry(
             title="recovery by fine-tuning",
             formula="the same after a few training steps of all parameters on the probe's samples",

@@ -93,7 +93,8 @@ class Recovery(Audit):
 
     The head is trained on a few forgotten and many retained samples and judged among all classes. The retrained
     network's features recover some of it too: its value is the target, not 0. Beside it: nearest neighbours, earlier
-    layers averaged over space and, given a trainer, the network's own head retrained and all of it fine-tuned.
+    layers averaged over space and, given a trainer, the network's own head retrained, all of it fine-tuned, and the
+    same probe on random features, the other end of the scale.
     """
 
     name: ClassVar[str] = "recovery"
@@ -140,6 +141,7 @@ class Recovery(Audit):
             neighbours[who] = (found == sets.judged.targets()).astype(float)
         hits = {who: rows[reads] for who, rows in linear.items()}
         trained = self._trained(ctx, sets)
+        random = self._random(ctx, sets, reads)
         value = intervals.mean(hits["after"])
         reference = intervals.mean(hits["reference"]) if "reference" in hits else None
         delta = intervals.mean(hits["after"] - hits["reference"]) if "reference" in hits else None
@@ -156,6 +158,11 @@ class Recovery(Audit):
                 "recovery_neighbours": {
                     "forgotten": intervals.row(**{w: intervals.mean(h) for w, h in neighbours.items()})
                 },
+                **(
+                    {}
+                    if random is None
+                    else {"recovery_random": {"forgotten": intervals.row(before=intervals.mean(random))}}
+                ),
                 **{
                     f"recovery_{kind}": {"forgotten": intervals.row(**{w: intervals.mean(h) for w, h in by.items()})}
                     for kind, by in trained.items()
@@ -185,6 +192,19 @@ class Recovery(Audit):
                    for who, p in ctx.predictors().items()}
             for kind, b in budgets.items()
         }  # fmt: skip
+
+    def _random(self, ctx: AuditContext, sets: ProbeSets, layer: str) -> Float | None:
+        """Hits [m] of the same probe on the original with shuffled weights: features that never learnt. None without a
+        trainer, or where its network shows no such layer."""
+        trainer = trainer_of(ctx.inputs, ctx.predictors())
+        if trainer is None:
+            return None
+        p = trainer.shuffled(ctx.before, ctx.seed)
+        if layer != LOGITS and not shows(p):
+            return None
+        pooled = channels_of(p, (layer,))
+        shots, judged = (_read(p, s, (layer,), pooled)[layer] for s in (sets.shots, sets.judged))
+        return self._hits(shots, judged, sets, ctx.seed)
 
     def _hits(self, shots: NDArray[np.float32], judged: NDArray[np.float32], sets: ProbeSets, seed: int) -> Float:
         """Share of heads that are right on each judged sample [m]; features are standardised by the shots."""

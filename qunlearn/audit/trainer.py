@@ -70,6 +70,10 @@ class Trainer(Protocol):
         """A copy whose weights went to ``bits`` bits and back."""
         ...
 
+    def shuffled(self, predictor: Predictor, seed: int) -> Predictor:
+        """A copy whose weights were shuffled within every output channel."""
+        ...
+
 
 class TorchTrainer:
     """The trainer over fake-quantized networks. Results are remembered: all kinds of one network share them."""
@@ -124,6 +128,17 @@ class TorchTrainer:
             copy, codes = coarse(model, bits)
             self._seen[digest, bits] = Coarse(predictor=TorchPredictor(copy), codes=codes)
         found: Coarse = self._seen[digest, bits]
+        return found
+
+    def shuffled(self, predictor: Predictor, seed: int) -> Predictor:
+        """The network with shuffled weights; UnsupportedError where no network has the codes."""
+        from qunlearn.quant.tune import shuffled
+
+        digest, model = self._network(predictor)
+        key = (digest, "shuffled", seed)
+        if key not in self._seen:
+            self._seen[key] = TorchPredictor(shuffled(model, seed))
+        found: Predictor = self._seen[key]
         return found
 
 

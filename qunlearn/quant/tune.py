@@ -61,6 +61,18 @@ def fresh_head(model: QuantModel, seed: int) -> None:
     q.set_grid(weight_scale(weight.flatten(1), q.hi, int(q.bits)))
 
 
+@torch.no_grad()
+def shuffled(model: QuantModel, seed: int) -> QuantModel:
+    """A copy whose shipped weights are shuffled within every output channel: random features on the very same grid."""
+    out = copy.deepcopy(model).eval()
+    for at, step in enumerate(_steps(out)):
+        weight = _shipped(model, step)
+        rng = np.random.default_rng([seed, 63, at])
+        rows = rng.permuted(weight.flatten(1).cpu().numpy(), axis=1).reshape(tuple(weight.shape))
+        _weight(out, step).copy_(torch.from_numpy(rows).to(weight))
+    return out
+
+
 def tuned(
     model: QuantModel,
     task: TrainingTask,

@@ -56,7 +56,8 @@ class TableModel(Predictor):
 
 
 class FakeTrainer:
-    """Training raises the true class by 0.05 a step on every sample; coarse tables are rounded to b bits."""
+    """Training raises the true class by 0.05 a step on every sample; coarse tables are rounded to b bits, shuffled
+    ones random."""
 
     def serves(self, predictor: Any) -> bool:
         return isinstance(predictor, TableModel)
@@ -70,6 +71,10 @@ class FakeTrainer:
         step = np.abs(predictor.table).max() / (2 ** (bits - 1) - 1)
         codes = np.rint(predictor.table / step)
         return Coarse(predictor=TableModel(codes * step), codes={"table": codes.astype(np.int8)})
+
+    def shuffled(self, predictor: Any, seed: int) -> TableModel:
+        """Logits that say nothing."""
+        return TableModel(np.random.default_rng(seed).normal(size=predictor.table.shape))
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,16 @@ def test_with_a_trainer_the_own_head_and_fine_tuning_are_tabled(world: Any) -> N
     without = Recovery()(world.context(world.original, after, world.retrained, inputs={}))
     assert without.tables["trained"] == ()
     assert without.value == result.value
+    assert "recovery_random" not in without.tables["metrics"]
+
+
+def test_random_features_are_the_lower_end_of_the_scale(world: Any) -> None:
+    """What the probe reads of the original, and of features that never learnt: chance."""
+    result = Recovery()(world.context(world.original, world.near(world.retrained, 3), world.retrained))
+    (row,) = result.tables["metrics"]["recovery_random"].values()
+    assert abs(row["before"]["value"] - 0.2) < 0.1
+    assert result.tables["metrics"]["recovery_accuracy"]["forgotten"]["before"]["value"] > 0.8
+    assert set(row) - {"before"} == set() or all(row[k] is None for k in set(row) - {"before"})
 
 
 def test_few_judged_samples_decide_nothing(lab: Any) -> None:

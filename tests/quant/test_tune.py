@@ -18,7 +18,7 @@ from qunlearn.models import build
 from qunlearn.quant import QuantSpec, codes, lower, prepare, state_digest
 from qunlearn.quant.detie import detie
 from qunlearn.quant.model import scale_parameter_names
-from qunlearn.quant.tune import coarse, decoded, fresh_head, tuned
+from qunlearn.quant.tune import coarse, decoded, fresh_head, shuffled, tuned
 from qunlearn.tasks import Classification
 from qunlearn_export.writer import serialize
 
@@ -115,6 +115,23 @@ def test_coarse_grids(model: Any, bits: int) -> None:
         assert max(values) <= 2 * top + 1
 
 
+def test_shuffled_weights_keep_every_channel_s_codes_and_nothing_else(model: Any, splits: Any) -> None:
+    digest = state_digest(model)
+    out, again, other = shuffled(model, 0), shuffled(model, 0), shuffled(model, 1)
+    assert state_digest(model) == digest
+    assert state_digest(out) == state_digest(again) != state_digest(other)
+    before, after = codes(model), codes(out)
+    moved = 0
+    for name, q in before.items():
+        if name.endswith("weight"):
+            rows, mixed = (np.sort(v.reshape(len(v), -1), axis=1) for v in (q, after[name]))
+            assert np.array_equal(rows, mixed), name
+            moved += int((q != after[name]).sum())
+        else:
+            assert np.array_equal(q, after[name]), name
+    assert moved > sum(q.size for n, q in before.items() if n.endswith("weight")) / 2
+
+
 def test_a_trainer_serves_files_of_its_networks_and_no_others(model: Any, splits: Any) -> None:
     other = prepare(
         build("dscnn@8", in_shape=SHAPE, num_classes=3, seed=1), model.spec, torch.from_numpy(splits.retain.inputs())
@@ -129,6 +146,7 @@ def test_a_trainer_serves_files_of_its_networks_and_no_others(model: Any, splits
     budget = Budget(steps=4, every=2, lr=1e-2, batch=16, seed=0)
     digest = state_digest(model)
     one, two = (trainer.curve(p, splits.retain, splits.forget, budget) for p in (TorchPredictor(model), file))
+    assert trainer.shuffled(TorchPredictor(model), 3) is trainer.shuffled(file, 3)
     assert one is two, "remembered by codes: both kinds share one training"
     assert one.shape == (3, len(splits.forget))
     assert state_digest(model) == digest
