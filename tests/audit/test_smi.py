@@ -283,5 +283,37 @@ def test_three_sets_of_1000_take_little_time_and_memory() -> None:
     assert peak <= 200 << 20
 
 
+def test_the_whole_audit_of_three_sets_of_1000_keeps_the_bar(lab: Any) -> None:
+    """Three models, 64 features, all tests and self checks: 3 s of processor time, 500 MB beyond the models."""
+    dataset = lab.make_dataset(per_train=160, per_rest=210)
+    big_world = lab.World(dataset, make_splits(dataset, Request.parse("random=32%"), seed=0))
+    mix = np.random.default_rng(0).normal(size=(5, 64))
+
+    class Wide(Feature, lab.TableModel):  # type: ignore[misc,name-defined]
+        """A table that shows 64 features."""
+
+        def features(self, x: Any, names: Any) -> Any:
+            rows = self.table[x[:, 0, 0, 0].astype(np.int64)]
+            return {n: np.maximum(rows @ mix, 0).astype(np.float32) for n in names}
+
+    tables = (big_world.original.table, big_world.near(big_world.retrained, 3).table, big_world.retrained.table)
+    ctx = big_world.context(*(Wide(t) for t in tables))
+    start = time.process_time()
+    result = Smi()(ctx)
+    seconds = time.process_time() - start
+    assert {k: result.n[k] for k in ("members", "nonmembers", "forget", "spare")} == dict.fromkeys(
+        ("members", "nonmembers", "forget", "spare"), 1000
+    )
+    assert result.value is not None
+    assert set(result.tables["self_checks"]) == {"before", "spare", "mixture"}
+    tracemalloc.start()
+    Smi()(big_world.context(*(Wide(t) for t in tables)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds <= 3.0
+    assert peak <= 500e6
+
+
 def test_smi_is_registered_and_needs_no_reference_to_decide() -> None:
     assert AUDITS["smi"] is Smi
+    assert (Smi().estimator, Smi().class_match, Smi().resample) == ("mmd", "weights", "mnu")
