@@ -1,4 +1,4 @@
-"""Which test or script stands for every trap and acceptance line of the protocol, of EC and of OEU; all must exist.
+"""Which test or script stands for every trap and acceptance line of the protocol, EC, OEU, SMI, EVE; all must exist.
 
 A line that only a long run can show names its script under ``benchmarks/``; what the script found stands in
 ``benchmarks/results``.
@@ -170,7 +170,120 @@ OEU: dict[str, str] = {
     "12 cost": "benchmarks/bench_step.py",
 }
 
-TABLES = {"protocol traps": PROTOCOL_TRAPS, "protocol": PROTOCOL, "EC traps": EC_TRAPS, "EC": EC,
+SMI_TRAPS: dict[str, str] = {
+    "T1 two minima": "audit/test_mixture::test_t1_equal_covariances_have_two_minima",
+    "T2 cov is biased": "audit/test_mixture::test_t2_cov_is_biased_where_mmd_is_not",
+    "T3 diagonal kept": "audit/test_mixture::test_t3_the_diagonal_pulls_to_one_half",
+    "T4 one normaliser": "audit/test_mixture::test_t4_one_normaliser_is_biased_on_stratified_sets "
+    "audit/test_mixture::test_t4_blockwise_bias",
+    "T5 no signal": "audit/test_smi::test_t5_no_membership_signal_is_inconclusive",
+    "T6 means alone": "audit/test_smi::test_smi_is_registered_and_needs_no_reference_to_decide",
+    "T7 bandwidth": "audit/test_mixture::test_t7_kernel_and_scale_never_look_at_u_nor_change "
+    "audit/test_mixture::test_t7_one_kernel_width_in_every_call",
+    "T8 no distances": "audit/test_mixture::test_t8_equal_features_and_coarse_integers "
+    "audit/test_smi::test_t8_equal_features_decide_nothing",
+    "T9 cancellation": "audit/test_mixture::test_t9_a_large_offset_changes_nothing",
+    "T10 class shares": "audit/test_mixture::test_t10_class_shares_are_not_read_as_forgetting",
+    "T11 train mode, overlap": "audit/test_smi::test_t11_two_readings_are_equal_bit_for_bit_and_read_once "
+    "audit/test_smi::test_t11_shared_content_is_refused "
+    "audit/test_predictors::test_reading_changes_neither_state_nor_mode",
+    "T12 reference range": "audit/test_smi::test_t12_cov_has_a_reference_range_and_no_interval",
+    "T13 tiny sets": "audit/test_mixture::test_t13_tiny_sets_run audit/test_smi::test_t13_held_out_too_small_to_halve",
+}
+
+SMI: dict[str, str] = {
+    "1 mean error": "audit/test_mixture::test_acceptance_1_mean_error_of_mmd "
+    "audit/test_mixture::test_acceptance_1_quick",
+    "2 quartic": "audit/test_mixture::test_acceptance_2_the_quartic_is_solved_exactly "
+    "audit/test_mixture::test_t1_equal_covariances_have_two_minima",
+    "3 kernel sums": "audit/test_kernels_mmd::test_gram_times_equals_the_dense_formula "
+    "audit/test_kernels_mmd::test_memory_is_that_of_some_rows",
+    "4 permutations": "audit/test_mixture::test_acceptance_4_size_and_power_of_the_permutation_test",
+    "5 coverage": "audit/test_mixture::test_acceptance_5_coverage",
+    "6 off the mixture": "audit/test_mixture::test_acceptance_6_size_and_power_off_the_mixture",
+    "7 trained network": "audit/test_smi_trained::"
+    "test_acceptance_7_and_10_a_trained_network_passes_where_membership_shows "
+    "audit/test_smi_trained::"
+    "test_acceptance_7_in_short_the_original_is_near_0_and_a_retrained_network_near_1 benchmarks/bench_smi.py",
+    "8 controls": "audit/test_contract::test_r13_collapse_never_passes "
+    "audit/test_controls::test_utility_controls_fail benchmarks/bench_smi.py",
+    "9 network, file, C": "audit/test_smi_trained::test_acceptance_9_network_file_and_c_give_one_share",
+    "10 side by side": "audit/test_attacks::test_side_by_side_names_cost_and_models "
+    "test_audit_findings::test_what_smi_costs_beside_four_shadow_models benchmarks/bench_smi.py",
+    "11 seeds and order": "audit/test_smi::test_acceptance_11_shuffled_samples_give_the_same_json "
+    "audit/test_mixture::test_acceptance_11_same_seed_same_numbers_and_the_order_does_not_matter "
+    "audit/test_contract::test_r14_same_seed_same_json",
+}
+
+EVE_TRAPS: dict[str, str] = {
+    "T1 no gradient": "audit/test_eve_craft::"
+    "test_t1_the_alignment_term_has_a_gradient_and_the_released_objective_ignores_it "
+    "audit/test_eve_arms::test_acceptance_1_and_2_eight_seeds_at_matched_utility",
+    "T2 target erased": "audit/test_eve_craft::test_t2_a_target_in_the_erased_batch_is_refused "
+    "audit/test_eve::test_t2_a_target_among_the_forget_samples_is_refused",
+    "T3 radius, hard sign": "audit/test_eve::test_t3_the_hard_sign_is_refused_and_ranges_are_checked "
+    "audit/test_eve_craft::test_t3_t6_the_request_is_in_the_ball_on_the_grid_and_keeps_its_cosine",
+    "T4 retain overlaps": "audit/test_eve_arms::test_t4_the_arms_see_disjoint_sets",
+    "T5 fused operator": "quant/test_freeze::"
+    "test_t5_the_fused_learnable_operator_is_named_and_the_error_says_what_to_use",
+    "T6 below one step": "audit/test_eve_craft::test_t6_a_radius_below_one_input_step_is_refused",
+    "T7 mixed kinds": "audit/test_eve::test_t7_mixed_artefact_kinds_are_refused",
+    "T8 past the budget": "audit/test_eve::test_t8_a_collapsed_network_fails_as_over_although_its_target_flips",
+    "T9 state moves": "audit/test_eve_craft::test_t9_the_network_is_bit_for_bit_what_it_was_in_either_mode",
+    "T10 small differences": "audit/test_eve_craft::test_t10_directional_derivative_of_the_craft_loss",
+    "T11 lost update": "audit/test_eve_arms::test_t11_an_update_below_one_step_of_the_codes_cannot_pass",
+    "T12 many targets": "audit/test_eve_craft::test_t12_several_targets_warn_with_the_measured_rates",
+    "T13 times": "audit/test_eve::test_t13_the_table_times_craft_unlearn_and_verify_apart_for_every_arm",
+}
+
+EVE: dict[str, str] = {
+    "1 eight seeds": "audit/test_eve_arms::test_acceptance_1_and_2_eight_seeds_at_matched_utility "
+    "test_audit_findings::test_every_bar_of_the_erasure_check_was_reached benchmarks/bench_eve.py",
+    "2 released objective": "audit/test_eve_arms::test_acceptance_1_and_2_eight_seeds_at_matched_utility",
+    "3 artefacts": "audit/test_eve_arms::test_acceptance_3_every_artefact_gives_the_same_flips "
+    "audit/test_eve_arms::test_acceptance_3_in_short_every_artefact_gives_the_same_flips",
+    "4 derivative": "audit/test_eve_craft::test_t10_directional_derivative_of_the_craft_loss",
+    "5 collapse, same bytes": "audit/test_eve::"
+    "test_t8_a_collapsed_network_fails_as_over_although_its_target_flips "
+    "audit/test_eve::test_identical_networks_never_pass_and_say_so",
+    "6 calibration": "audit/test_eve::test_no_calibration_is_inconclusive "
+    "audit/test_eve::test_a_foreign_calibration_is_inconclusive audit/test_eve::test_p0_above_alpha_is_inconclusive",
+    "7 grid": "audit/test_eve_request::test_snapped_samples_lie_on_the_grid_in_the_ball_and_in_the_range "
+    "audit/test_eve_craft::test_t3_t6_the_request_is_in_the_ball_on_the_grid_and_keeps_its_cosine",
+    "8 seeds": "audit/test_eve_craft::test_the_same_seed_gives_the_same_bytes_and_another_seed_others "
+    "audit/test_eve_craft::test_t9_the_network_is_bit_for_bit_what_it_was_in_either_mode",
+    "9 memory": "audit/test_eve_craft::test_crafting_takes_at_most_four_times_the_memory_of_a_training_step",
+    "10 statistics": "audit/test_eve_stats::test_upper_bounds_are_those_quoted "
+    "audit/test_eve_stats::test_sign_test_values_are_those_quoted",
+    "11 SMI beside it": "cli/test_eve_cli::test_a_faithful_update_passes_on_the_int8_file_and_smi_stands_beside "
+    "cli/test_eve_cli::test_audit_reads_the_request_beside_the_other_audits",
+}
+
+TRUSTED: dict[str, str] = {
+    "recovery: ends of the scale": "audit/test_recovery::test_random_features_are_the_lower_end_of_the_scale",
+    "relearn: hidden knowledge": "audit/test_relearn::test_hidden_knowledge_passes_accuracy_and_fails_relearning",
+    "relearn: precondition": "audit/test_relearn::test_what_is_not_forgotten_fails_without_training",
+    "relearn, fewer bits: exact bound": "audit/test_relearn::test_intervals_are_never_of_width_zero",
+    "fewer bits: rounding cells": "audit/test_quant_recovery::test_forgetting_inside_the_rounding_cells_is_found",
+    "suites": "cli/test_journeys::test_a_strict_suite_runs_every_audit_on_network_and_file "
+    "cli/test_journeys::test_an_audit_prints_verdicts_and_the_code_changes",
+    "a picture and what it cannot show": "report/test_pictures::test_every_registered_audit_has_a_picture "
+    "report/test_pictures::test_sections_say_what_was_measured_and_what_it_cannot_show",
+    "networks of known truth": "test_audit_findings::test_what_the_pages_say_of_networks_of_known_truth "
+    "test_docs::test_an_audit_page_names_the_networks_that_the_audit_did_not_tell_apart benchmarks/bench_audits.py",
+    "95 % of cells": "bench/test_agreement::test_the_committed_table_is_that_of_the_committed_cells "
+    "bench/test_agreement::test_every_cell_that_disagrees_is_explained_by_what_was_measured "
+    "benchmarks/bench_agreement.py",
+    "3 s, 500 MB": "audit/test_smi::test_the_whole_audit_of_three_sets_of_1000_keeps_the_bar",
+    "no fake passes standard": "audit/test_cka::test_fakes_never_pass_the_standard_suite "
+    "audit/test_controls::test_the_standard_suite_passes_neither_a_collapsed_nor_a_mislabelled_network "
+    "test_audit_findings::test_fakes_never_pass_and_strict_catches_the_last_layer",
+    "strict catches the last layer": "audit/test_cka::test_head_only_forgetting_passes_on_accuracy_alone "
+    "test_audit_findings::test_fakes_never_pass_and_strict_catches_the_last_layer",
+}
+
+TABLES = {"SMI traps": SMI_TRAPS, "SMI": SMI, "EVE traps": EVE_TRAPS, "EVE": EVE, "audits": TRUSTED,
+          "protocol traps": PROTOCOL_TRAPS, "protocol": PROTOCOL, "EC traps": EC_TRAPS, "EC": EC,
           "OEU traps": OEU_TRAPS, "OEU": OEU}  # fmt: skip
 
 
@@ -190,6 +303,9 @@ def test_every_line_has_its_test_or_script(name: str) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize(("name", "count"), [("protocol traps", 23), ("EC traps", 15), ("OEU traps", 14)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("protocol traps", 23), ("EC traps", 15), ("OEU traps", 14), ("SMI traps", 13), ("EVE traps", 13)],
+)
 def test_no_trap_is_left_out(name: str, count: int) -> None:
     assert [line.split()[0] for line in TABLES[name]] == [f"T{i}" for i in range(1, count + 1)]

@@ -1,0 +1,124 @@
+"""What the pages say of the audits, and what the acceptance lists ask of them, held against the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qunlearn.audit.result import worst
+from qunlearn.cli.assess import SUITES
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+ROWS: list[dict[str, Any]] = json.loads((RESULTS / "audits.json").read_text())
+KINDS = ("torch-fq", "onnx-all", "c-host")
+SEEDS = range(5)
+
+
+def of(audit: str, model: str, request: str | None = None, kind: str = "onnx-all") -> list[str]:
+    """The verdicts of one audit on one network, every request (or one) and seed."""
+    return [
+        r["verdict"] for r in ROWS
+        if (r["audit"], r["model"], r["kind"]) == (audit, model, kind) and request in (None, r["request"])
+    ]  # fmt: skip
+
+
+def suite(name: str, model: str, kind: str) -> list[str]:
+    """The verdict of a suite on one network: one a request and seed."""
+    cells = {(r["request"], r["seed"]) for r in ROWS if r["model"] == model}
+    return [
+        worst([r["verdict"] for r in ROWS if (r["request"], r["seed"], r["model"], r["kind"]) == (*cell, model, kind)
+               and r["audit"] in SUITES[name]])
+        for cell in sorted(cells)
+    ]  # fmt: skip
+
+
+def test_every_audit_of_the_strict_suite_was_read_from_every_artefact_over_five_seeds() -> None:
+    assert {(r["audit"], r["kind"], r["seed"]) for r in ROWS} == {
+        (a, k, s) for a in SUITES["strict"] for k in KINDS for s in SEEDS
+    }
+    models = {"retrained", "original", "half", "collapsed", "flipped", "head only"}
+    assert {r["model"] for r in ROWS} == models
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fakes_never_pass_and_strict_catches_the_last_layer(kind: str) -> None:
+    for model in ("collapsed", "flipped"):
+        for name in ("standard", "strict"):
+            assert "pass" not in suite(name, model, kind), (model, name)
+    found = suite("strict", "head only", kind)
+    assert len(found) == len(SEEDS)
+    assert set(found) == {"fail"}
+
+
+def test_network_file_and_c_agree_on_networks_of_known_truth() -> None:
+    by: dict[tuple[Any, ...], set[str]] = {}
+    for r in ROWS:
+        by.setdefault((r["request"], r["seed"], r["model"], r["audit"]), set()).add(r["verdict"])
+    assert all(len(v) == 1 for v in by.values()), "docs/audits.md: one verdict in all cells"
+
+
+CLAIMS: dict[str, Callable[[], bool]] = {
+    "Neither suite passed a collapsed, mislabelled or last-layer-only network. But neither passed a *retrained* one "
+    "either": lambda: not any(
+        "pass" in suite(s, m, "onnx-all")
+        for s in ("standard", "strict") for m in ("collapsed", "flipped", "head only", "retrained")
+    ),
+    "`smi` was inconclusive on all that kept their usefulness": lambda: (
+        {r["verdict"] for r in ROWS if r["audit"] == "smi" and r["side"] != "utility"} == {"inconclusive"}
+    ),
+    "`accuracy` and `mia` together did pass mislabelled and last-layer-only networks": lambda: all(
+        any(a == m == "pass" for a, m in zip(of("accuracy", n), of("mia", n), strict=True))
+        for n in ("flipped", "head only")
+    ),
+    "`relearn` failed every last-layer-only network": lambda: set(of("relearn", "head only")) == {"fail"},
+    "Nothing failed the mislabelled writer": lambda: not any(
+        "fail" in of(a, "flipped", "group=turned") for a in SUITES["strict"]
+    ),
+    "`cka` failed one retrained network and passed networks that forgot half": lambda: (
+        of("cka", "retrained").count("fail") == 1 and of("cka", "half").count("pass") > 1
+    ),
+}  # fmt: skip
+
+
+def test_what_the_pages_say_of_networks_of_known_truth() -> None:
+    page = " ".join((ROOT / "docs" / "audits.md").read_text().split())
+    for sentence, holds in CLAIMS.items():
+        assert sentence in page, f"docs/audits.md no longer says: {sentence}"
+        assert holds(), sentence
+
+
+def test_what_smi_costs_beside_four_shadow_models() -> None:
+    """At most a fiftieth of RMIA; the loss and RMIA within .25 of the retrained network's share, or gated."""
+    ratios = []
+    for seed in json.loads((RESULTS / "smi.json").read_text())["seeds"]:
+        for rows in seed["side_by_side"].values():
+            seconds = {row[0]: float(row[6]) + float(row[7]) for row in rows}
+            trained = {row[0]: (float(row[6]), row[8]) for row in rows}
+            assert trained["smi"] == (0.0, "0")
+            assert trained["rmia"][1] == "4"
+            ratios.append(seconds["rmia"] / seconds["smi"])
+        for row in seed["side_by_side"]["retrained"]:
+            if row[0] in ("loss", "rmia") and row[4] == "met":
+                assert abs(float(row[1]) - float(row[3])) <= 0.25
+    assert min(ratios) >= 50
+    page = " ".join((ROOT / "docs" / "attacks.md").read_text().split())
+    said = re.search(r"SMI cost 1/(\d+) to 1/(\d+) of RMIA", page)
+    assert said is not None
+    assert (int(said[1]), int(said[2])) == (round(min(ratios)), round(max(ratios)))
+
+
+def test_every_bar_of_the_erasure_check_was_reached() -> None:
+    text = (RESULTS / "eve.md").read_text()
+    table = text[text.index("| acceptance | measured |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 7
+    assert all(line.endswith("| yes |") for line in table), table
+    found = json.loads((RESULTS / "eve.json").read_text())
+    assert found["seeds"] == found["main"]["trials"] == 8
+    assert found["main"]["arms"]["eve"]["flips"] >= 7
+    assert found["artefacts"]["alike"] == found["artefacts"]["compared"] == 3 * 8
