@@ -47,6 +47,7 @@ bench: install
 	$(BIN)/python benchmarks/bench_ec.py
 	$(BIN)/python benchmarks/bench_ec_cnn.py
 	$(BIN)/python benchmarks/bench_smi.py
+	$(BIN)/python benchmarks/bench_smi.py --world patterns
 	$(BIN)/python benchmarks/bench_audits.py
 	$(BIN)/python benchmarks/bench_agreement.py
 	$(BIN)/python benchmarks/bench_eve.py

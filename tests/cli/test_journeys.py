@@ -281,9 +281,27 @@ def test_a_strict_suite_runs_every_audit_on_network_and_file(call: Call, home: P
     assert "not both" in wrong.err or "both --audit and --suite" in wrong.err
 
 
-def test_an_audit_prints_verdicts_and_the_code_changes(call: Call, home: Path, tmp_path: Path) -> None:
+def test_an_audit_prints_verdicts_and_the_code_changes(
+    call: Call, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ("--before", home / "base", "--reference", home / "without", "--forget", "class=7", "--on", "onnx")
+    loaded: list[str] = []
+    opened: list[tuple[str, str]] = []
+    load_run, predictor_of = quant.load_run, assess.predictor_of
+
+    def load(folder: Path) -> Any:
+        loaded.append(folder.name)
+        return load_run(folder)
+
+    def make(subject: assess.Subject, kind: str) -> Any:
+        opened.append((subject.file.stem, kind))
+        return predictor_of(subject, kind)
+
+    monkeypatch.setattr(quant, "load_run", load)
+    monkeypatch.setattr(assess, "predictor_of", make)
     done = call("audit", home / "oeu", *options, "-o", tmp_path / "a")
+    assert sorted(loaded) == ["base", "oeu", "without"], "every run is loaded once"
+    assert sorted(opened) == sorted((r, k) for r in assess.ROLES for k in ("onnx-all", "torch-fq"))
     assert done.code in (3, 4), done.err
     assert done.out.startswith(f"verdict: {'FAIL' if done.code == 3 else 'INCONCLUSIVE'}")
     for name in assess.SUITES["standard"]:
