@@ -285,6 +285,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "result-agreement": partial(_result, "agreement"),
     "result-smi": partial(_result, "smi"),
     "result-smi_cost": partial(_result, "smi_cost"),
+    "result-smi_patterns": partial(_result, "smi_patterns"),
+    "result-smi_patterns_cost": partial(_result, "smi_patterns_cost"),
     "result-verdicts": partial(_result, "verdicts"),
     "result-device-update": partial(_result, "device_update"),
     **{f"method-{name}": partial(_method, name) for name in METHODS},

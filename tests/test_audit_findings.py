@@ -122,3 +122,16 @@ def test_every_bar_of_the_erasure_check_was_reached() -> None:
     assert found["seeds"] == found["main"]["trials"] == 8
     assert found["main"]["arms"]["eve"]["flips"] >= 7
     assert found["artefacts"]["alike"] == found["artefacts"]["compared"] == 3 * 8
+
+
+def test_smi_passes_a_trained_network_where_membership_shows() -> None:
+    """docs/smi.md: read from the logits the retrained network passes and the original fails, on every artefact."""
+    found = json.loads((RESULTS / "smi_patterns.json").read_text())["seeds"]
+    rows = [r for f in found for r in f["rows"] if r["audit"] == "smi"]
+    assert {r["kind"] for r in rows} == set(KINDS)
+    for r in rows:
+        if r["model"] not in ("original", "retrained"):
+            assert r["verdict"] == "fail", r
+        elif r["phi"] == "logits":
+            assert (r["verdict"], r["side"]) == (("pass", "none") if r["model"] == "retrained" else ("fail", "under"))
+            assert abs(r["value"] - (r["model"] == "retrained")) <= 0.2
