@@ -21,8 +21,8 @@ PROTOCOL_TRAPS: dict[str, str] = {
     "unlearn/test_base::test_gradient_ascent_with_a_large_rate_is_never_a_success",
     "T4 no code moves": "unlearn/test_base::test_t09_nothing_changed_is_an_error",
     "T5 nothing is trained": "unlearn/test_scrub::test_order_of_phases unlearn/test_contract::test_contract",
-    "T6 labels that are right": "unlearn/test_baselines::test_random_labels_are_never_the_true_ones_unless_allowed "
-    "unlearn/test_baselines::test_labels_allowed_to_be_true_are_named_in_the_result",
+    "T6 labels that are right": "unlearn/test_rl::test_random_labels_are_never_the_true_ones_unless_allowed "
+    "unlearn/test_rl::test_labels_allowed_to_be_true_are_named_in_the_result",
     "T7 masked coordinates move": "unlearn/test_salun::test_coordinates_outside_the_mask_keep_bits_and_codes "
     "unlearn/test_salun::test_masked_gradient_alone_would_not_hold_them",
     "T8 KL averaged over classes": "unlearn/test_scrub::test_distillation_by_hand",
@@ -89,6 +89,7 @@ PROTOCOL: dict[str, str] = {
     "one short file a method": "test_house::test_a_method_is_one_short_file",
     "a killed grid goes on": "bench/test_bench::test_kill_and_resume_over_processes "
     "bench/test_bench::test_running_again_computes_nothing",
+    "page and table": "cli/test_bench_report::test_report_makes_the_page_and_the_readme_table",
     "README is current": "test_findings::test_the_readme_table_is_that_of_the_committed_cells "
     "test_docs::test_generated_tables_are_up_to_date",
     "full.toml": "bench/test_grids::test_the_full_grid_is_the_protocol "
