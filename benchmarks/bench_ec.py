@@ -4,9 +4,11 @@
 
 Compares with the network retrained without the two classes: forget accuracy, accuracy on the kept classes' test
 samples, debiased CKA to the original (mean over layers) on forget and retain samples, and a new linear head on frozen
-features (recovery). `head only` changes the last layer alone and `random` is an untrained network: the ends of the
-scale. Then EC inside other methods against the same method without it, at the same settings (no tuning). Writes
-``ec.json`` and ``ec.md``. Everything is read from the fake-quantized network.
+features (recovery), with the verdicts of the audits `cka` and `recovery`. Controls: `second retrained` must not fail;
+`original` with one code moved, and `head only`, which changes the last layer alone, must fail for too little; `random`,
+an untrained network, must fail. Erasing too much: EC with `lam` 1, without stop rule, and with one whose reference card
+knows a network trained without another class. Then EC inside other methods against the same method without it, at the
+same settings (no tuning). Writes ``ec.json`` and ``ec.md``. Everything is read from the fake-quantized network.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ import torch
 from torch import nn
 
 from qunlearn import quant, tasks
-from qunlearn.audit import TorchPredictor
+from qunlearn.audit import AUDITS, AuditContext, TorchPredictor
 from qunlearn.audit.layers import features
 from qunlearn.audit.recovery import fit_head, probe_sets
 from qunlearn.data import sources
@@ -35,17 +37,26 @@ from qunlearn.data.splits import Splits, make_splits, training_samples
 from qunlearn.errors import QunlearnError
 from qunlearn.quant import QuantModel
 from qunlearn.tasks.similarity import cka
-from qunlearn.unlearn import METHODS, plug_ec
+from qunlearn.unlearn import METHODS, ReferenceCard, plug_ec
+from qunlearn.unlearn.base import Unlearner
 from qunlearn.unlearn.ec import EC
-from qunlearn.unlearn.representation import layers_of
+from qunlearn.unlearn.representation import layers_of, similarity
 
 TASK = tasks.get("classification")
 FORGOTTEN = [3, 8]
 REQUEST = Request("class", tuple(map(str, FORGOTTEN)))
+OTHER = "class=1"
+"""What the network behind the reference card never saw."""
+DEFAULT, LARGE = "ec retain, lam .1 (default form)", "ec retain, lam 1"
+SHOWN = ("cka", "recovery")
+Rows = dict[str, dict[str, Any]]
+"""Figures by row; ``error`` where the run was refused."""
 RUN: dict[str, Any] = {"epochs": 10, "batch_size": 64, "weight_decay": 0.0, "lr": 0.02}
 ROWS: dict[str, EC] = {
     "ec retain, lam .1 (default form)": EC(**RUN),
     "ec retain, lam .3": EC(**RUN, lam=0.3),
+    "ec retain, lam 1": EC(**RUN, lam=1.0),
+    "ec retain, lam 1, stop rule": EC(**RUN, lam=1.0, stop_rule=True, eval_every=5, probe=300),
     "ec retain, lam 1, lr .05": EC(**{**RUN, "lr": 0.05}, lam=1.0),
     "ec forget, lam .3": EC(**RUN, contrast="forget", lam=0.3),
     "ec forget, lam 1": EC(**RUN, contrast="forget", lam=1.0),
@@ -64,6 +75,9 @@ BASES: dict[str, dict[str, Any]] = {
     "salun": {"lr": 5e-3, "epochs": 3, "batch_size": 64, "weight_decay": 0.0, "bn": "frozen"},
     "oeu": {"lr": 5e-3, "max_steps": 40, "stop_rule": False, "loss": "e2"},
 }
+CONTROLS = ("original", "retrained", "second retrained", "head only", "random")
+ORDER = (*CONTROLS, *ROWS, *(name for base in BASES for name in (base, f"{base} + ec")))
+"""Rows of the table."""
 
 
 class Net(nn.Module):
@@ -102,7 +116,34 @@ def head_only(model: QuantModel) -> QuantModel:
     return out
 
 
-def figures(model: QuantModel, original: QuantModel, splits: Splits, seed: int) -> dict[str, float]:
+def nudged(model: QuantModel) -> QuantModel:
+    """One code of the head moved by one: doing nothing, in a form that an audit looks at."""
+    out = copy.deepcopy(model)
+    step = next(s for s in out.steps if s.module == "head")
+    with torch.no_grad():
+        out.get_submodule("head").weight[0, 0] += 1.01 * out.weight_quantizer_of(step).scale.flatten()[0]
+    return out
+
+
+def card_of(original: QuantModel, splits: Splits, seed: int) -> ReferenceCard:
+    """How far features differ from the original's in a network that was trained without another class."""
+    data = splits.retain.dataset
+    other = trained(make_splits(data, Request.parse(OTHER), seed=seed).retain, seed + 3000)
+    found = similarity(TASK, original, other, (splits.forget, splits.retain), size=300, seed=seed)
+    return ReferenceCard(groups={}, similarity={OTHER: found}, model_digest=quant.state_digest(original), seed=seed)
+
+
+def verdicts(
+    model: QuantModel, original: QuantModel, retrained: QuantModel, splits: Splits, seed: int
+) -> dict[str, str]:
+    """Verdict and failing side of both audits, in one word or two."""
+    after, before, reference = (TorchPredictor(m) for m in (model, original, retrained))
+    ctx = AuditContext(before=before, after=after, reference=reference, splits=splits, task=TASK, seed=seed)
+    results = {name: AUDITS[name]()(ctx) for name in SHOWN}
+    return {name: " ".join(w for w in (r.verdict, r.failure_side) if w != "none") for name, r in results.items()}
+
+
+def figures(model: QuantModel, original: QuantModel, splits: Splits, seed: int) -> dict[str, Any]:
     """FA, kept-class test accuracy, CKA to the original on forget and retain data, recovery of a linear probe."""
     p, o = TorchPredictor(model), TorchPredictor(original)
 
@@ -128,86 +169,136 @@ def figures(model: QuantModel, original: QuantModel, splits: Splits, seed: int) 
     return {**out, "probe": statistics.fmean(right)}
 
 
-def one_seed(seed: int) -> dict[str, dict[str, float]]:
+def one_seed(seed: int) -> Rows:
     data = sources.load("digits")
     splits = make_splits(data, REQUEST, seed=seed)
     original = trained(training_samples(data), seed)
     retrained = trained(splits.retain, seed + 1000)
-    out: dict[str, dict[str, float]] = {}
+    card = card_of(original, splits, seed)
+    out: Rows = {}
 
     def add(name: str, model: QuantModel, seconds: float = 0.0) -> None:
         out[name] = {**figures(model, original, splits, seed), "seconds": seconds}
-        print(seed, name, {k: round(v, 3) for k, v in out[name].items()}, flush=True)
+        if name != "retrained":
+            judged = nudged(model) if name == "original" else model
+            out[name] |= verdicts(judged, original, retrained, splits, seed)
+        print(seed, name, out[name], flush=True)
 
     add("original", original)
     add("retrained", retrained)
+    add("second retrained", trained(splits.retain, seed + 2000))
     add("head only", head_only(original))
     add("random", fresh(seed + 5, torch.from_numpy(splits.retain.inputs(np.arange(64)))))
-    runs: list[tuple[str, Callable[[], Any]]] = [(name, lambda m=m: m) for name, m in ROWS.items()]
+    runs: list[tuple[str, Unlearner]] = list(ROWS.items())
     for name, settings in BASES.items():
         base = METHODS[name](**settings)
-        runs += [(name, lambda b=base: b), (f"{name} + ec", lambda b=base: plug_ec(b, EC(batch_size=64)))]
-    for name, make in runs:
-        start = time.perf_counter()
+        runs += [(name, base), (f"{name} + ec", plug_ec(base, EC(batch_size=64)))]
+    for name, method in runs:
+        started = time.process_time()
         try:
-            result = make()(original, splits, TASK, request_kind="class", seed=seed)
+            own = card if name.endswith("stop rule") else None
+            result = method(original, splits, TASK, request_kind="class", seed=seed, card=own)
         except QunlearnError as err:
-            print(seed, name, f"{type(err).__name__}: {err.message[:120]}", flush=True)
+            out[name] = {"error": f"{type(err).__name__}: {err.message.split(':')[0]}"}
+            print(seed, name, out[name], flush=True)
             continue
-        add(name, result.model, time.perf_counter() - start)
+        add(name, result.model, time.process_time() - started)
     return out
 
 
-def table(values: dict[int, dict[str, dict[str, float]]]) -> str:
-    """Means over seeds (least, largest): per cent for accuracies."""
-    head = "| model | forget | test, kept classes | CKA forget | CKA retain | probe | CKA gap to retrained |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
-    for name in dict.fromkeys(name for v in values.values() for name in v):
-        having = [v for v in values.values() if name in v]
+def having(values: Iterable[Rows], *names: str) -> list[Rows]:
+    """The seeds in which none of these rows was refused."""
+    return [v for v in values if all("error" not in v[n] for n in names)]
+
+
+def table(values: Mapping[Any, Rows]) -> str:
+    """Means over seeds (least, largest): per cent for accuracies; verdicts counted."""
+    head = [
+        "model",
+        "forget",
+        "test, kept classes",
+        "CKA forget",
+        "CKA retain",
+        "probe",
+        "CKA gap to retrained",
+        *SHOWN,
+    ]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in ORDER:
+        own = having(values.values(), name)
+        lost = len(values) - len(own)
+        label = name + (f", {lost} of {len(values)} runs refused" if lost else "")
+        if not own:
+            lines.append(f"| {label} |{' - |' * (len(head) - 1)}")
+            continue
         cells = []
         for key, scale in (("fa", 100), ("test", 100), ("cka_forget", 1), ("cka_retain", 1), ("probe", 100)):
-            own = [scale * v[name][key] for v in having]
+            found = [scale * v[name][key] for v in own]
             digits = 1 if scale == 100 else 2
-            cells.append(f"{statistics.fmean(own):.{digits}f} ({min(own):.{digits}f} to {max(own):.{digits}f})")
-        gaps = [v[name]["cka_forget"] - v["retrained"]["cka_forget"] for v in having]
-        lost = len(values) - len(having)
-        label = name + (f", {lost} of {len(values)} runs refused" if lost else "")
-        lines.append(f"| {label} | {' | '.join(cells)} | {statistics.fmean(gaps):+.2f} |")
+            cells.append(f"{statistics.fmean(found):.{digits}f} ({min(found):.{digits}f} to {max(found):.{digits}f})")
+        gaps = [v[name]["cka_forget"] - v["retrained"]["cka_forget"] for v in own]
+        cells.append(f"{statistics.fmean(gaps):+.2f}")
+        for audit in SHOWN:
+            said = [v[name].get(audit, "-") for v in own]
+            cells.append(", ".join(w if w == "-" else f"{said.count(w)} {w}" for w in dict.fromkeys(said)))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def bars(values: dict[int, dict[str, dict[str, float]]]) -> str:
-    """What the specification expects of the default form, seed by seed."""
-    ec = "ec retain, lam .1 (default form)"
-    checks: dict[str, list[bool]] = {
-        "forget accuracy <= 10 %": [v[ec]["fa"] <= 0.1 for v in values.values()],
-        "kept classes fall by <= 3 points": [v["original"]["test"] - v[ec]["test"] <= 0.03 for v in values.values()],
-        "CKA gap to retrained <= .15": [
-            abs(v[ec]["cka_forget"] - v["retrained"]["cka_forget"]) <= 0.15 for v in values.values()
-        ],
+def away(v: Rows, name: str) -> float:
+    """Distance of a row's CKA on forget data to the retrained network's."""
+    return float(abs(v[name]["cka_forget"] - v["retrained"]["cka_forget"]))
+
+
+def expected(values: Mapping[Any, Rows]) -> dict[str, list[bool]]:
+    """What the specification expects, seed by seed; a seed in which a row was refused does not count for it."""
+    every = list(values.values())
+    checks = {
+        "forget accuracy <= 10 %": [v[DEFAULT]["fa"] <= 0.1 for v in every],
+        "kept classes fall by <= 3 points": [v["original"]["test"] - v[DEFAULT]["test"] <= 0.03 for v in every],
+        "CKA gap to retrained <= .15": [away(v, DEFAULT) <= 0.15 for v in every],
         "probe nearer to the retrained than the original's": [
-            abs(v[ec]["probe"] - v["retrained"]["probe"]) < abs(v["original"]["probe"] - v["retrained"]["probe"])
-            for v in values.values()
+            abs(v[DEFAULT]["probe"] - v["retrained"]["probe"]) < abs(v["original"]["probe"] - v["retrained"]["probe"])
+            for v in every
         ],
         "probe: original > retrained > random": [
-            v["original"]["probe"] > v["retrained"]["probe"] > v["random"]["probe"] for v in values.values()
+            v["original"]["probe"] > v["retrained"]["probe"] > v["random"]["probe"] for v in every
+        ],
+        "probe: head only within a point of the original's": [
+            abs(v["original"]["probe"] - v["head only"]["probe"]) <= 0.01 for v in every
+        ],
+        "cka and recovery fail doing nothing and head only, for under": [
+            all(v[name][a] == "fail under" for name in ("original", "head only") for a in SHOWN) for v in every
+        ],
+        "cka and recovery fail random": [all(v["random"][a].startswith("fail") for a in SHOWN) for v in every],
+        "neither audit fails another retrained network": [
+            not any(v["second retrained"][a].startswith("fail") for a in SHOWN) for v in every
         ],
         "lam .3 erases more than retraining": [
-            v["ec retain, lam .3"]["cka_forget"] < v["retrained"]["cka_forget"] - 0.1 for v in values.values()
+            v["ec retain, lam .3"]["cka_forget"] < v["retrained"]["cka_forget"] - 0.1 for v in every
+        ],
+        "lam 1 without stop rule: cka fails it for over": [
+            v[LARGE]["cka"] == "fail over" for v in having(every, LARGE)
+        ],
+        "lam 1: smaller CKA gap with the stop rule": [
+            away(v, f"{LARGE}, stop rule") < away(v, LARGE) for v in having(every, LARGE, f"{LARGE}, stop rule")
         ],
     }
     for base in BASES:
         checks[f"{base}: EC lowers the CKA gap"] = [
-            abs(v[f"{base} + ec"]["cka_forget"] - v["retrained"]["cka_forget"])
-            < abs(v[base]["cka_forget"] - v["retrained"]["cka_forget"])
-            for v in values.values()
+            away(v, f"{base} + ec") < away(v, base) for v in having(every, base, f"{base} + ec")
         ]
-    lines = ["| expected | seeds where it holds |", "|---|---|"]
-    ratios = [v[f"{b} + ec"]["seconds"] / v[b]["seconds"] for v in values.values() for b in BASES]
-    times = f"{statistics.median(ratios):.1f} times its base's time"
-    cost = f"A base with EC took {times} (median; wall clock, modules included)."
-    lines = [cost, "", *lines]
-    return "\n".join([*lines, *(f"| {name} | {sum(found)} of {len(found)} |" for name, found in checks.items())])
+    return checks
+
+
+def bars(values: Mapping[Any, Rows]) -> str:
+    """Cost of EC inside a base, and what is expected, in how many seeds it holds."""
+    pairs = [(v[f"{b} + ec"], v[b]) for b in BASES for v in having(values.values(), b, f"{b} + ec")]
+    times = f"{statistics.median(a['seconds'] / b['seconds'] for a, b in pairs):.1f} times its base's time"
+    lines = [f"A base with EC took {times} (median; processor time, modules included).", ""]
+    lines += ["| expected | seeds where it holds |", "|---|---|"]
+    lines += [f"| {name} | {sum(found)} of {len(found)} |" for name, found in expected(values).items()]
+    return "\n".join(lines)
 
 
 def main() -> None:

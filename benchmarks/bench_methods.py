@@ -3,8 +3,9 @@
     python benchmarks/bench_methods.py [GRID ...] [--processes 2] [--work runs/bench] [--out benchmarks/results]
 
 Each grid goes into its own folder of ``--out`` and goes on where it stopped: finished cells, tuning included, are lines
-of ``cells.jsonl``. Networks are trained into ``--work``. ``smoke`` takes minutes, ``kws`` an hour or two of two cores,
-``cifar10`` many more. The tables in README and docs come from these folders (``python docs/generate.py``).
+of ``cells.jsonl``. Networks are trained into ``--work``. ``smoke`` takes minutes, so does each of the three ``digits``,
+``kws`` an hour or two of two cores, ``cifar10`` many more. The tables in README and docs come from these folders
+(``python docs/generate.py``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 GRIDS = HERE / "grids"
-DEFAULT = ("kws", "ablation_oeu", "ablation_ec", "cifar10", "cifar10_w4a4")
+DEFAULT = ("digits", "digits_stop", "digits_frozen", "kws", "ablation_oeu", "ablation_ec", "fashion_mnist", "cifar10")
+DEFAULT += ("cifar10_w4a4",)
 
 
 def run(name: str, *, processes: int, work: Path, out: Path) -> Path:

@@ -20,6 +20,8 @@ BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results"
 GRIDS = tuple(sorted(p.stem for p in (BENCHMARKS / "grids").glob("*.toml")))
 SUBJECT = "oeu"
+SWITCHED = {"digits": "as the sources do", "digits_stop": "stop rule", "digits_frozen": "frozen statistics"}
+"""Grids of one small task that differ in what holds for all methods; they have a table of their own."""
 SIDES = ("value", "best_value", "original", "floor")
 Part = Mapping[str, Any]
 
@@ -36,8 +38,9 @@ def done(name: str) -> bool:
 
 
 def of_methods() -> list[str]:
-    """The grids with results that compare all methods, the keyword spotter first."""
-    found = [n for n in GRIDS if done(n) and set(read_grid(BENCHMARKS / "grids" / f"{n}.toml").methods) == set(METHODS)]
+    """The grids with results that compare all methods, the keyword spotter first; not those of SWITCHED."""
+    able = [n for n in GRIDS if n not in SWITCHED and done(n)]
+    found = [n for n in able if set(read_grid(BENCHMARKS / "grids" / f"{n}.toml").methods) == set(METHODS)]
     return sorted(found, key=lambda n: (n != "kws", n))
 
 
@@ -187,6 +190,28 @@ def _settings(config: Mapping[str, Any], g: Mapping[str, Any]) -> str:
     return ", ".join(f"`{k}={setting(v)}`" for k, v in own.items())
 
 
+def switches() -> str:
+    """Every method under each of the settings that hold for all: gap, forget and retain accuracy, remarks."""
+    if lacking := [n for n in SWITCHED if not done(n)]:
+        return f"Not run yet: `python benchmarks/bench_methods.py {' '.join(lacking)}`.\n"
+    found = {n: {r["method"]: r for r in tables.tables(RESULTS / n)["sections"][0]["rows"]} for n in SWITCHED}
+    lines = []
+    for method in next(iter(found.values())):
+        line = [method]
+        for rows in found.values():
+            r = rows[method]
+            figures = (
+                [_number(r[k][0], 100) for k in ("gap", "forget_accuracy", "retain_accuracy")] if "gap" in r else []
+            )
+            name = f"**{figures[0]}**" if r["bold"] else "".join(figures[:1])
+            marks = [*r["marks"], *([f"{r['failed']} failed"] if r["failed"] else [])]
+            line += [name or "-", *(figures[1:] or ["-", "-"]), ", ".join(marks)]
+        lines.append(line)
+    head = [f"{what}: Avg Gap | FA | RA | remarks" for what in SWITCHED.values()]
+    text = "".join(unfinished(tables.tables(RESULTS / n)) for n in SWITCHED)
+    return table(("method", *" | ".join(head).split(" | ")), lines) + text
+
+
 FARED = ("row", "place", "FA", "RA", "TA", "MIA", "Avg Gap", "CKA", "codes changed", "lost to rounding")
 FARED += ("dead channels", "time", "remarks")
 LEGEND = """\
@@ -234,5 +259,6 @@ def blocks() -> Iterator[tuple[str, Callable[[], str]]]:
     for kind in (grid, beside, standing, requests, parts, tuning, gate):
         for name in GRIDS:
             yield f"{kind.__name__}-{name}", partial(where_run, kind, name)
+    yield "switches", switches
     for method in (*METHODS, RETRAINED):
         yield f"fared-{method}", partial(fared, method)

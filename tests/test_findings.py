@@ -283,6 +283,30 @@ def test_the_cells_of_the_parts_of_ec_say_what_the_page_says() -> None:
     assert abs(shown["ec_no_contrast"] - shown["ec"]) < 0.05
 
 
+def test_ec_lowers_the_similarity_of_a_forgotten_class_towards_the_retrained_networks() -> None:
+    """Issue: on the class-forgetting grid, at equal retain accuracy."""
+    assert "Does EC lower the similarity of the features to the original's towards the retrained" in words("findings")
+    cells = tables.load(RESULTS / "ablation_ec")["cells"]
+    at = {(c["method"], c["seed"]): c for c in cells}
+    seeds = sorted({c["seed"] for c in cells})
+    assert len(seeds) == 3
+
+    def off(method: str) -> list[float]:
+        return [abs(at[method, s]["cka"] - at[RETRAINED, s]["cka"]) for s in seeds]
+
+    def lost(method: str) -> float:
+        key = "retain_accuracy"
+        return statistics.fmean(at[ORIGINAL, s]["onnx"][key] - at[method, s]["onnx"][key] for s in seeds)
+
+    nothing, default, large = (off(m) for m in (ORIGINAL, "ec", "ec_lam_1"))
+    assert all(b < a for a, b in zip(nothing, default, strict=True))
+    assert all(b < a for a, b in zip(nothing, large, strict=True))
+    assert statistics.fmean(default) > 0.8 * statistics.fmean(nothing)  # by little
+    assert statistics.fmean(large) < 0.5 * statistics.fmean(nothing)
+    assert lost("ec") < 0.01
+    assert lost("ec_lam_1") < 0.02
+
+
 def test_every_method_page_has_claims() -> None:
     pages = {cls.__module__.rsplit(".", 1)[-1] for cls in METHODS.values()}
     assert pages <= {page for page, _ in CLAIMS}
@@ -405,6 +429,26 @@ def test_a_grid_without_results_says_so_and_one_with_them_fills_its_tables(tmp_p
     assert "cifar10" not in g.BLOCKS["standing-cifar10"]()
     assert "| oeu |" in g.BLOCKS["codes"]()
     assert "**ga** | 12 of 14 |" in g.BLOCKS["fared-ga"]()
+
+
+def test_switches_stand_side_by_side(tmp_path: Path) -> None:
+    """The table of stop rule and frozen statistics: all three grids or what is missing; one line a method."""
+    g = generator()
+    assert not set(g.results.SWITCHED) & set(g.results.of_methods()), "they have a table of their own"
+    g.results.RESULTS = tmp_path
+    names = list(g.results.SWITCHED)
+    shutil.copytree(RESULTS / "kws", tmp_path / names[0])  # any grid's cells will do
+    missing = f"Not run yet: `python benchmarks/bench_methods.py {' '.join(names[1:])}`."
+    assert g.BLOCKS["switches"]() == missing + "\n"
+    for name in names[1:]:
+        shutil.copytree(RESULTS / "kws", tmp_path / name)
+    store = Store(tmp_path / names[1])
+    cell = next(c for c in store if c["method"] == "oeu" and not c["tuning"])
+    store.add({**{k: v for k, v in cell.items() if k != "digest"}, "gap": cell["gap"] + 0.9})
+    (line,) = [x for x in g.BLOCKS["switches"]().splitlines() if x.startswith("| oeu |")]
+    first, second, third = (line.split(" | ")[i] for i in (1, 5, 9))
+    assert first == third == "**13.6**"
+    assert float(second) > 13.6
 
 
 def test_an_unfinished_grid_says_how_much_is_missing(tmp_path: Path) -> None:

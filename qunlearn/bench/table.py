@@ -22,6 +22,7 @@ DISAGREE = 0.005
 LEAST_FALL, MOST_LOST = 0.2, 0.03
 """A forgotten class whose accuracy falls by less is marked, and so is a loss of retain accuracy above the second."""
 BESIDE = {
+    "forget_test_accuracy": "FA test",
     "entropy": "entropy",
     "max_probability": "max p",
     "kl_forget": "KL forget",
@@ -32,7 +33,7 @@ BESIDE = {
     "dead": "dead",
 }
 """What stands beside the headline, by key of a row."""
-PER_CENT = ("tpr_at_fpr", "latents_moved", "lost_to_rounding")
+PER_CENT = ("forget_test_accuracy", "tpr_at_fpr", "latents_moved", "lost_to_rounding")
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row["gap"] = _spread([c["gap"] for c in good])
             row["gaps"] = {f"{c['request']}/{c['seed']}": c["gap"] for c in good}
             for key in ("seconds", "processor", "passes", "codes_changed", "cka", *BESIDE):
-                values = [c[key] for c in good if c.get(key) is not None]
+                values = [v for c in good if (v := c.get(key, c["onnx"].get(key))) is not None]
                 if values:
                     row[key] = statistics.fmean(values)
             cost = [c["processor"] / at[c["request"], c["seed"], RETRAINED]["processor"] for c in good]

@@ -37,6 +37,8 @@ def test_utility_controls_fail(world: Any, lab: Any) -> None:
     constant = lab.TableModel(0 * world.original.table)
     for model in (constant, permuted(world, lab), noisy(world, lab)):
         assert measure(world.original, model, world.splits, floor=FLOOR).reasons
+        result = AUDITS["accuracy"]()(world.context(world.original, model, world.retrained))
+        assert (result.verdict, result.failure_side) == ("fail", "utility")
     for model in (world.original, world.near(world.original, 3, flips=0.0)):
         assert not measure(world.original, model, world.splits, floor=FLOOR).reasons
 

@@ -291,6 +291,11 @@ def test_what_stands_beside_the_headline() -> None:
     assert "| ga | 0.50 | 0.75 | 1.23 | 0.10 | 80.0 | 70.0 | 2.0 |" in text
     assert "| retrained | 0.62 | 0.75 | 1.23 | 0.10 | - | - | - |" in text
     assert "ft" not in text
+    gone = [{**c, "onnx": {**c["onnx"], "forget_test_accuracy": 0.125}} for c in cells]
+    assert "| ga | 12.5 | 0.50 |" in table.details(
+        table.beside(table.rows_of(gone))
+    )  # a class or group has test samples
+    assert "FA test" not in text
     assert "TPR" not in text  # fewer than a thousand non-members
     thousand = table.rows_of([{**c, "tpr_at_fpr": 0.015} for c in cells])
     assert "| TPR at FPR 1 % |" in table.details(table.beside(thousand))

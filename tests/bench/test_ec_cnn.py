@@ -22,9 +22,9 @@ def script() -> ModuleType:
 
 
 def row(gap: float, *, memory: float = 100.0, over: bool = False, torch: str = "pass") -> dict[str, Any]:
-    side = "over" if over else None
+    side = "over" if over else "none"
     one = {"verdict": "fail" if over else "pass", "side": side, "value": 0.5}
-    artefact = {"cka": one, "recovery": {**one, "verdict": "pass", "side": None}}
+    artefact = {"cka": one, "recovery": {**one, "verdict": "pass", "side": "none"}}
     onnx = {**artefact, "gaps": {"a": gap, "b": -gap, "c": None}}
     other = {**onnx, "recovery": {**onnx["recovery"], "verdict": torch}}
     return {"fa": 0.1, "ta": 0.8, "seconds": 2.0, "memory": memory, "onnx": onnx, "torch": other}

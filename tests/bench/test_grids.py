@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,9 @@ from qunlearn.bench.plan import spots, targets
 from qunlearn.bench.scene import Spot
 from qunlearn.bench.store import Store
 from qunlearn.data.dataset import Dataset
+from qunlearn.data.request import Request
+from qunlearn.data.sources import load
+from qunlearn.data.splits import make_splits
 from qunlearn.errors import DataError
 from qunlearn.unlearn import METHODS
 
@@ -96,3 +100,32 @@ def test_two_cells_of_the_full_grid(spot: Spot, method: str, tmp_path: Path) -> 
         assert {"forget_accuracy", "retain_accuracy", "test_accuracy", "mia"} <= set(found[artefact])
     if spot.bits == "w8a8":
         assert found["onnx"] == found["torch"]
+
+
+def test_tuning_forgets_other_samples_or_the_page_names_the_grid() -> None:
+    """A class or group that is tuned on and reported on is the same set of samples; two random draws share a tenth."""
+    shared = set()
+    for path in GRIDS.glob("*.toml"):
+        grid = bench.read_grid(path)
+        report = {r for r in grid.requests if not r.startswith("random")}
+        every = {r.split("=")[0] for r in report if r.endswith("=*")}
+        tuned = grid.tune_requests or grid.requests
+        if any(r in report or (r.split("=")[0] in every) for r in tuned):
+            shared.add(path.name)
+    page = " ".join((GRIDS.parents[1] / "docs" / "bench.md").read_text().split())
+    said = re.search(r"`cifar10.toml`[^:]*two of their speakers:", page)
+    assert said is not None
+    assert set(re.findall(r"`(\w+\.toml)`", said[0])) == shared
+    data = load("digits")
+    first, second = (set(make_splits(data, Request.parse("random=10%"), seed=s).forget.ids) for s in (0, 100))
+    assert 0.02 < len(first & second) / len(first) < 0.2
+
+
+def test_the_three_grids_of_digits_differ_in_one_setting_each() -> None:
+    plain, stop, frozen = (bench.read_grid(GRIDS / f"digits{n}.toml") for n in ("", "_stop", "_frozen"))
+    assert (plain.stop_rule, plain.bn, plain.methods) == (False, "source", tuple(METHODS))
+    assert stop == dataclasses.replace(plain, stop_rule=True)
+    assert frozen == dataclasses.replace(plain, bn="frozen")
+    for name in ("ft", "salun", "qmul"):
+        assert {METHODS[name](**c).bn for c in draw(frozen, name)} == {"frozen"}
+        assert {METHODS[name](**c).bn for c in draw(plain, name)} == {"train"}

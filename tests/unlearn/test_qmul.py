@@ -102,6 +102,31 @@ def test_shuffled_labels_belong_to_other_samples(trained: Trained, splits: Split
     assert sorted(own) == sorted(other)
 
 
+def test_switches_reach_the_label_table(trained: Trained, splits: Splits, task: Classification) -> None:
+    ctx = context(trained("cnn"), splits, task)
+    paper = QMUL().label_table(ctx, 0)
+    y = splits.forget.targets()
+    shifted = QMUL(index_shift=True).label_table(ctx, 0)
+    assert np.array_equal(shifted, paper - (paper > y))
+    assert (shifted != paper).any()
+    assert (QMUL(logit_distance=True).label_table(ctx, 0) != paper).any()
+
+
+def test_dropped_pixels_are_few_and_of_forget_samples_with_random_labels_alone(
+    trained: Trained, splits: Splits, task: Classification
+) -> None:
+    ctx = context(trained("cnn"), splits, task)
+    x = torch.ones(60, 2, 40, 40)
+    out = QMUL(labels="random", rl_input_drop=True)._dropped(ctx, x, 0, 0, 40)
+    lost = (out[:40] == 0).double().mean((1, 2, 3))
+    assert 0.025 < float(lost.min()) < float(lost.max()) < 0.08
+    assert 0.04 < float(lost.mean()) < 0.06
+    assert torch.equal(out[:40, 0], out[:40, 1])  # a pixel goes in all channels
+    assert torch.equal(out[40:], x[40:])
+    assert QMUL(variant="as_released")._dropped(ctx, x, 0, 0, 40) is x
+    assert QMUL(labels="random")._dropped(ctx, x, 0, 0, 40) is x
+
+
 def test_labels_are_kept_with_their_samples(trained: Trained, splits: Splits, task: Classification) -> None:
     """The table does not depend on the size or order of batches."""
     ctx = context(trained("cnn"), splits, task)
