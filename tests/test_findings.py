@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from docs_generator import generator
+from grid_part import RESULTS, ROOT, Part, words
 
 from qunlearn.bench import compare, read_grid
 from qunlearn.bench import table as tables
@@ -22,37 +23,20 @@ from qunlearn.bench.store import Store
 from qunlearn.data.sources import load
 from qunlearn.unlearn import METHODS
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 DONE = sorted(p.parent.name for p in RESULTS.glob("*/chosen.json"))
 STILL = 0.97
 """Forget accuracy above which next to nothing was forgotten; the original's is 1."""
 
 
-class Kws:
-    """The keyword spotter's rows by method, and its cells."""
+class Kws(Part):
+    """The keyword spotter, and what was measured beside the grids."""
 
     def __init__(self) -> None:
-        (part,) = tables.tables(RESULTS / "kws")["sections"]
-        self.rows: dict[str, dict[str, Any]] = {r["method"]: r for r in part["rows"]}
-        self.ranked = [r["method"] for r in part["rows"] if r["method"] not in ROWS]
-        self.cells = tables.load(RESULTS / "kws")["cells"]
-        self.standing = {r["measure"]: r for r in compare.standing(self.cells, "oeu")}
+        super().__init__("kws", "group")
         self.requests = compare.by_request(self.cells, "oeu")
-        self.gate = {r["method"]: r for r in compare.gated([c for c in Store(RESULTS / "kws") if c["tuning"]])}
         self.matched = (RESULTS / "oeu_matched.md").read_text()
         self.ec = list(json.loads((RESULTS / "ec.json").read_text()).values())
         self.quant = json.loads((RESULTS / "quant_after.json").read_text())["rows"]
-
-    def of(self, method: str, key: str = "forget_accuracy") -> list[float]:
-        return [c["onnx"][key] for c in self.cells if c["method"] == method]
-
-    def fa(self, method: str) -> float:
-        return float(self.rows[method]["forget_accuracy"][0])
-
-    def kept(self, method: str) -> bool:
-        """No mark, and no accuracy lost on retain data."""
-        return "utility" not in self.rows[method]["marks"] and self.rows[method]["retain_accuracy"][0] > 0.99
 
     def mean(self, data: str, bits: str, method: str, way: str, side: str, key: str) -> float:
         found = [r for r in self.quant if (r["data"], r["bits"], r["method"], r["way"]) == (data, bits, method, way)]
@@ -245,10 +229,6 @@ def chosen(method: str) -> dict[str, Any]:
     found = json.loads((RESULTS / "kws" / "chosen.json").read_text())
     config: dict[str, Any] = next(c["config"] for c in found if c["method"] == method)
     return config
-
-
-def words(page: str) -> str:
-    return " ".join((ROOT / "docs" / f"{page}.md").read_text().split())
 
 
 @pytest.mark.parametrize(("page", "claim"), list(CLAIMS), ids=lambda v: v[:40])
