@@ -185,12 +185,13 @@ def _accuracy(p: Predictor, samples: Samples) -> float:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """One line a seed, kind, model and feature: SMI."""
+    """One line a seed, model and feature: SMI. Artefacts that print the same share it."""
     lines = [
         "| seed | artefact | features | model | pi | interval | T0 p | T3 p | verdict | reasons |",
         "|" + "---|" * 10,
     ]
     for f in found:
+        alike: dict[tuple[str, ...], list[str]] = {}
         for r in f["rows"]:
             if r["audit"] != "smi":
                 continue
@@ -198,10 +199,9 @@ def table(found: list[dict[str, Any]]) -> str:
             cells.append("-" if r["interval"] is None else f"{r['interval'][0]:.2f} to {r['interval'][1]:.2f}")
             cells += ["-" if r[k] is None else f"{r[k]:.3f}" for k in ("identifiable", "mixture")]
             verdict = r["verdict"] if r["side"] == "none" else f"{r['verdict']} ({r['side']})"
-            lines.append(
-                f"| {f['seed']} | {r['kind']} | {r['phi']} | {r['model']} | {' | '.join(cells)} | {verdict} | "
-                f"{'; '.join(r['reasons']) or '-'} |"
-            )
+            line = (r["phi"], r["model"], *cells, verdict, "; ".join(r["reasons"]) or "-")
+            alike.setdefault(line, []).append(r["kind"])
+        lines += [f"| {f['seed']} | {', '.join(kinds)} | {' | '.join(line)} |" for line, kinds in alike.items()]
     return "\n".join(lines) + "\n"
 
 
