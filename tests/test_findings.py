@@ -287,6 +287,31 @@ def test_ec_lowers_the_similarity_of_a_forgotten_class_towards_the_retrained_net
     assert lost("ec_lam_1") < 0.02
 
 
+def test_the_cells_with_and_without_the_stop_rule_say_what_the_page_says() -> None:
+    text = words("findings")
+    for claim in (
+        "It ends RL and boundary shrink too early",
+        "Frozen statistics cost SCRUB its effect and SalUn five points of kept accuracy",
+        "Half of the methods have no effect",
+    ):
+        assert claim in text
+    plain, stop, frozen = (Part(name, "class") for name in ("digits", "digits_stop", "digits_frozen"))
+    idle = {m for m in METHODS if all("no effect" in p.rows[m]["marks"] for p in (plain, stop, frozen))}
+    assert len(idle) == len(METHODS) / 2
+    assert all(abs(stop.gap(m) - plain.gap(m)) < 0.01 for m in {"oeu", "salun", *idle})
+    assert plain.fa("rl") < 0.01
+    assert 0.5 < stop.fa("rl") < 0.7
+    assert plain.fa("boundary_shrink") < 0.1
+    assert stop.fa("boundary_shrink") > 0.9
+    assert plain.fa("scrub") < 0.1
+    assert "no effect" in frozen.rows["scrub"]["marks"]
+    kept = [p.rows["salun"]["retain_accuracy"][0] for p in (plain, frozen)]
+    assert 0.04 < kept[0] - kept[1] < 0.06
+    assert frozen.gap("rl") < plain.gap("rl")
+    same = {m for m in set(METHODS) - idle if abs(frozen.gap(m) - plain.gap(m)) < 1e-9}
+    assert same == {"oeu", "boundary_shrink", "bad_teacher", "ssd"}
+
+
 def test_every_method_page_has_claims() -> None:
     pages = {cls.__module__.rsplit(".", 1)[-1] for cls in METHODS.values()}
     assert pages <= {page for page, _ in CLAIMS}
