@@ -37,11 +37,14 @@ from qunlearn.unlearn import METHODS, ReferenceCard, plug_ec
 from qunlearn.unlearn.base import Unlearner
 from qunlearn.unlearn.ec import EC
 from qunlearn.unlearn.representation import similarity
+from qunlearn_export.parity import ParityReport, parity
 
 HERE = Path(__file__).parent
 TASK = tasks.get("classification")
 OTHER = "class=1"
 """What the network behind the reference card never saw."""
+SAMPLES = 128
+"""Test samples on which file and network are compared; every answer of theirs is judged besides."""
 SHARED: dict[str, Any] = {"batch_size": 128, "stop_rule": False}
 BASES: dict[str, Unlearner] = {
     "ga": METHODS["ga"](lr=2e-4, epochs=1, **SHARED),
@@ -72,9 +75,13 @@ def reset() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def judged(at: Scene, after: Predictor, before: Predictor, reference: Predictor) -> dict[str, Any]:
-    """Verdicts of both audits on one artefact kind, and CKA gaps layer by layer."""
-    ctx = AuditContext(before=before, after=after, reference=reference, splits=at.splits, task=TASK, seed=at.spot.seed)
+def judged(
+    at: Scene, after: Predictor, before: Predictor, reference: Predictor, report: ParityReport | None
+) -> dict[str, Any]:
+    """Verdicts of both audits on one artefact kind, and CKA gaps layer by layer. A file needs its parity report."""
+    ctx = AuditContext(
+        before=before, after=after, reference=reference, splits=at.splits, task=TASK, seed=at.spot.seed, parity=report
+    )
     out: dict[str, Any] = {}
     for name in ("cka", "recovery"):
         result = AUDITS[name]()(ctx)
@@ -125,10 +132,12 @@ def one_seed(bench: Bench, spot: Spot) -> dict[str, Any]:
             continue
         seconds, memory = time.perf_counter() - started, peak()
         shipped = file_of(result.model, config)
+        inputs, column = at.splits.test.inputs()[:SAMPLES], quant.TorchColumn(result.model)
+        report = parity(quant.lower(result.model), shipped.data, inputs, torch_column=column)
         torch_nets = [TorchPredictor(m) for m in (result.model, at.original.model, at.retrained.model)]
         found = {
-            "onnx": judged(at, shipped, files["original"], files["retrained"]),
-            "torch": judged(at, *torch_nets),
+            "onnx": judged(at, shipped, files["original"], files["retrained"], report),
+            "torch": judged(at, *torch_nets, None),
         }
         out[name] = {**accuracies(at, shipped), "seconds": seconds, "memory": memory, **found}
         row = out[name]

@@ -130,13 +130,13 @@ def parts(name: str) -> str:
         for r in compare.parts(cells, g.methods[0], tuple(g.variants)):
             what = "" if r["name"] not in g.variants else differs(g.variants[r["name"]])
             if not r["cells"]:
-                rows.append([r["name"], what, *["-"] * 7, f"0 ({r['failed']} failed)"])
+                rows.append([r["name"], what, *["-"] * 8, f"0 ({r['failed']} failed)"])
                 continue
             against = f"{100 * r['ahead']:+.1f} +- {100 * r['spread']:.1f}, {r['nearer']} of {r['cells']}"
             rows.append([
                 r["name"], what, _number(r["gap"], 100), against if what else "",
                 *(_number(r[k], 100) for k in ("forget_accuracy", "test_accuracy")), _number(r["cka_off"], 1),
-                _number(r["codes_changed"], 100), str(r["unuseful"]),
+                _number(r["codes_changed"], 100), _number(r["passes"], 1), str(r["unuseful"]),
                 str(r["cells"]) + (f" ({r['failed']} failed)" if r["failed"] else ""),
             ])  # fmt: skip
         ahead = f"{g.methods[0]} nearer by, in cells"
@@ -149,6 +149,7 @@ def parts(name: str) -> str:
             "TA",
             "CKA off by",
             "codes changed",
+            "passes",
             "fail utility",
             "cells",
         )

@@ -132,6 +132,7 @@ def parts(cells: Sequence[Cell], base: str, variants: Sequence[str]) -> list[dic
                 "test_accuracy": statistics.fmean(v["onnx"]["test_accuracy"] for v in own),
                 "cka_off": None if None in off else statistics.fmean(v for v in off if v is not None),
                 "codes_changed": statistics.fmean(v["codes_changed"] for v in own),
+                "passes": statistics.fmean(v["passes"] for v in own),
                 "unuseful": sum(bool(v["utility"]) for v in own),
             }
         out.append(row)
