@@ -125,7 +125,9 @@ def apart_groups(rows: Sequence[Mapping[str, Any]], audit: str) -> dict[str, lis
 
 def _apart(audit: str) -> str:
     """Which networks of known truth an audit did not tell apart, from the rows of ``bench_audits.py``."""
-    rows = _figures("audits")
+    rows = [r for r in _figures("audits") if r["audit"] == audit]
+    if not rows:
+        return f"`python benchmarks/bench_audits.py` has no verdicts of `{audit}` yet.\n"
     seeds = len({r["seed"] for r in rows})
     lines = [
         f"Networks of known truth that got the same verdicts from `{audit}` in all {seeds} seeds of "

@@ -16,6 +16,8 @@ from qunlearn.cli.assess import SUITES
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 ROWS: list[dict[str, Any]] = json.loads((RESULTS / "audits.json").read_text())
+STRICT: list[dict[str, Any]] = [r for r in ROWS if r["audit"] in SUITES["strict"]]
+ATTACKS = ("loss", "lira", "rmia", "u_lira")
 KINDS = ("torch-fq", "onnx-all", "c-host")
 SEEDS = range(5)
 
@@ -30,20 +32,19 @@ def of(audit: str, model: str, request: str | None = None, kind: str = "onnx-all
 
 def suite(name: str, model: str, kind: str) -> list[str]:
     """The verdict of a suite on one network: one a request and seed."""
-    cells = {(r["request"], r["seed"]) for r in ROWS if r["model"] == model}
+    cells = {(r["request"], r["seed"]) for r in STRICT if r["model"] == model}
     return [
-        worst([r["verdict"] for r in ROWS if (r["request"], r["seed"], r["model"], r["kind"]) == (*cell, model, kind)
+        worst([r["verdict"] for r in STRICT if (r["request"], r["seed"], r["model"], r["kind"]) == (*cell, model, kind)
                and r["audit"] in SUITES[name]])
         for cell in sorted(cells)
     ]  # fmt: skip
 
 
-def test_every_audit_of_the_strict_suite_was_read_from_every_artefact_over_five_seeds() -> None:
-    assert {(r["audit"], r["kind"], r["seed"]) for r in ROWS} == {
-        (a, k, s) for a in SUITES["strict"] for k in KINDS for s in SEEDS
-    }
+def test_audits_of_the_strict_suite_and_attacks_were_read_from_every_artefact_over_five_seeds() -> None:
+    found = {(r["audit"], r["kind"], r["seed"]) for r in ROWS if r["audit"] != "eve"}
+    assert found == {(a, k, s) for a in (*SUITES["strict"], *ATTACKS) for k in KINDS for s in SEEDS}
     models = {"retrained", "original", "half", "collapsed", "flipped", "head only"}
-    assert {r["model"] for r in ROWS} == models
+    assert {r["model"] for r in STRICT} == models
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,6 +65,9 @@ def test_network_file_and_c_agree_on_networks_of_known_truth() -> None:
 
 
 CLAIMS: dict[str, Callable[[], bool]] = {
+    "(`loss`, `lira`, `rmia`, `u_lira`) passed no network, the retrained one included": lambda: not any(
+        r["verdict"] == "pass" for r in ROWS if r["audit"] in ATTACKS
+    ),
     "Neither suite passed a collapsed, mislabelled or last-layer-only network. But neither passed a *retrained* one "
     "either": lambda: not any(
         "pass" in suite(s, m, "onnx-all")
@@ -91,6 +95,35 @@ def test_what_the_pages_say_of_networks_of_known_truth() -> None:
     for sentence, holds in CLAIMS.items():
         assert sentence in page, f"docs/audits.md no longer says: {sentence}"
         assert holds(), sentence
+
+
+def failed(audit: str, model: str) -> int:
+    """In how many seeds an audit failed a network of the writer's request as remembering."""
+    return len({
+        r["seed"] for r in ROWS
+        if (r["audit"], r["model"], r["kind"], r["side"]) == (audit, model, "onnx-all", "under")
+        and r["request"] == "group=turned"
+    })  # fmt: skip
+
+
+def test_what_the_page_of_the_attacks_says_of_networks_of_known_truth() -> None:
+    """No pass; mostly no power; how often each failed whom; nothing said of a whole class but for lost utility."""
+    page = " ".join((ROOT / "docs" / "attacks.md").read_text().split())
+    rows = [r for r in ROWS if r["audit"] in ATTACKS]
+    assert "no attack passed any network, the retrained one included" in page
+    assert not any(r["verdict"] == "pass" for r in rows)
+    counts = [failed(a, "original") for a in ATTACKS]
+    assert counts == [failed(a, "half") for a in ATTACKS]
+    assert "failed the original and the half-forgotten writer in {}, {} and {} of 5 seeds each".format(*counts) in page
+    assert counts[3] == 0
+    assert f"`u_lira` failed neither, but the mislabelled writer in {failed('u_lira', 'flipped')}." in page
+    assert [failed(a, "flipped") for a in ATTACKS[:3]] == [0, 0, 0]
+    on_file = [r for r in rows if r["kind"] == "onnx-all" and r["side"] != "utility"]
+    powerless = [
+        any(c.startswith("I-ATTACK-NO-POWER") for c in r["reasons"]) for r in on_file if "group" in r["request"]
+    ]
+    assert sum(powerless) > len(powerless) / 2
+    assert all(r["reasons"] == ["I-SMI-CLASSES"] for r in on_file if r["request"] == "class=3")
 
 
 def test_what_smi_costs_beside_four_shadow_models() -> None:

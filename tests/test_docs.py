@@ -66,10 +66,11 @@ def test_an_audit_page_names_the_networks_that_the_audit_did_not_tell_apart() ->
     g = generator()
     rows = json.loads((ROOT / "benchmarks" / "results" / "audits.json").read_text())
     audits = dict.fromkeys(r["audit"] for r in rows)
-    assert set(SUITES["strict"]) == set(audits)
-    for name in audits:
+    assert set(SUITES["strict"]) <= set(audits)
+    for name in AUDITS:
         page = ROOT / "docs" / g.page_of(AUDITS[name])
         assert f"<!-- generated:apart-{name}:begin -->" in page.read_text(), name
+    for name in SUITES["strict"]:
         assert any(g.apart_groups(rows, name).values()), f"{name} tells all apart: its page must not say otherwise"
 
 

@@ -69,6 +69,17 @@ def test_erasure_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert (tmp_path / "out" / "verdict" / "eve.json").exists()
 
 
+def test_strict_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The quick form runs SMI on the int8 file and prints why it decides nothing there."""
+    start("strict_audit", tmp_path / "out", monkeypatch)
+    out = capsys.readouterr().out
+    lines = out[out.index("on the int8 file") :].splitlines()
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["accuracy", "mia", "smi", "cka"]
+    assert re.match(r"  smi: inconclusive .*I-SMI-NO-SIGNAL", lines[3])
+    assert (tmp_path / "out" / "audit" / "after.onnx").exists()
+    assert "--suite strict" in (EXAMPLES / "strict_audit.py").read_text()
+
+
 def test_compare_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole grid is valid and small; its quick form runs, prints what it found, and computes nothing twice."""
     grid = read_grid(EXAMPLES / "compare_methods.toml")

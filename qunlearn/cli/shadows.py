@@ -20,6 +20,7 @@ from qunlearn.cli import workspace as ws
 from qunlearn.data.dataset import Samples
 from qunlearn.data.splits import Splits
 from qunlearn.errors import ConfigError
+from qunlearn.tasks.base import Task
 from qunlearn.unlearn import METHODS
 from qunlearn.unlearn.base import Unlearner
 
@@ -54,21 +55,26 @@ def maker(
         model = recipes.build_model(config.model, splits.dataset, config.spec, seed=seed)
         quant.train(model, task, samples, recipe, seed=seed)
         if forget is not None and method is not None:
-            rest = np.setdiff1d(samples.index, forget.index)
-            unseen = np.setdiff1d(splits.heldout_audit.index, samples.index)
-            parts = replace(
-                splits,
-                forget=forget,
-                retain=Samples(splits.dataset, rest),
-                heldout_audit=Samples(splits.dataset, unseen),
-                request_kind="ids",
-            )
-            model = method(model, parts, task, request_kind="ids", seed=seed).model
+            model = unlearned(method, model, splits, samples, forget, task, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             subject = assess.from_run(model, config, Path(folder) / "shadow.onnx")
             return {kind: assess.predictor_of(subject, kind) for kind in kinds}
 
     return make
+
+
+def unlearned(
+    method: Unlearner, model: quant.QuantModel, splits: Splits, seen: Samples, forget: Samples, task: Task, *, seed: int
+) -> quant.QuantModel:
+    """A network trained on ``seen`` after unlearning ``forget``; what it saw is left out of held-out data."""
+    parts = replace(
+        splits,
+        forget=forget,
+        retain=Samples(splits.dataset, np.setdiff1d(seen.index, forget.index)),
+        heldout_audit=Samples(splits.dataset, np.setdiff1d(splits.heldout_audit.index, seen.index)),
+        request_kind="ids",
+    )
+    return method(model, parts, task, request_kind="ids", seed=seed).model
 
 
 def pools(

@@ -318,6 +318,13 @@ def test_an_audit_prints_verdicts_and_the_code_changes(
     shutil.copy(home / "model.onnx", tmp_path / "m.onnx")
     alone = call("audit", tmp_path / "m.onnx", *options, "--audit", "accuracy", "-o", tmp_path / "b")
     assert "integer codes: compared for runs only" in alone.out
+    untrained = call(
+        "audit", tmp_path / "m.onnx", *options, "--audit", "relearn,quant_recovery", "--json", "-o", tmp_path / "c"
+    )
+    assert untrained.code in (3, 4), untrained.err
+    for r in untrained.json["results"]["onnx-all"]:
+        assert r["verdict"] != "pass"
+        assert "I-NOT-TRAINABLE" in r["reasons"] or r["failure_side"] in ("under", "over", "utility"), r
 
 
 def test_audit_of_the_untouched_network_is_no_pass(call: Call, home: Path, tmp_path: Path) -> None:
