@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 import pytest
-from docs_generator import generator
+from scripts import generator
 
 from qunlearn.audit import AUDITS
 from qunlearn.cli import COMMANDS

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_generator import generator
 from grid_part import RESULTS, ROOT, Part, words
+from scripts import generator
 
 from qunlearn.bench import compare, read_grid
 from qunlearn.bench import table as tables

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripts import benchmark
 
 from qunlearn.audit import AUDITS
 from qunlearn.audit.eve_calibration import ARMS
@@ -22,19 +21,8 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCHMARKS))  # it imports its neighbours
-    try:
-        spec = importlib.util.spec_from_file_location("bench_audits", BENCHMARKS / "bench_audits.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        sys.modules.pop("bench_audits", None)
+def script() -> ModuleType:
+    return benchmark("bench_audits")
 
 
 def cells(script: ModuleType, *audits: str, seeds: tuple[int, ...] = (0,), **models: str) -> list[dict[str, Any]]:

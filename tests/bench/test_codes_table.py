@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from bench_toys import made, tiny
+from scripts import benchmark
 
 from qunlearn.bench.store import Store
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "codes_table.py"
-    spec = importlib.util.spec_from_file_location("codes_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("codes_table")
 
 
 def test_codes_table(script: ModuleType, tmp_path: Path) -> None:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts import benchmark
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_ec_cnn.py"
-    spec = importlib.util.spec_from_file_location("bench_ec_cnn", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("bench_ec_cnn")
 
 
 def row(gap: float, *, memory: float = 100.0, over: bool = False, torch: str = "pass") -> dict[str, Any]:

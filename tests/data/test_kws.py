@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from scripts import benchmark
 
 from qunlearn.data.builtin import ASSETS
 from qunlearn.data.features import FrontEnd
@@ -19,15 +18,6 @@ from qunlearn.data.splits import make_splits
 DIGEST = "b76b58cfc7f8e669f76d5fe218168053efc657f095a90d836dbc0452dd241b68"
 ROOT = Path(__file__).resolve().parents[2]
 GIVEN = os.environ.get("QUNLEARN_DATA")
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_kws", ROOT / "benchmarks" / "build_kws.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_set_is_what_networks_were_trained_on() -> None:
@@ -67,7 +57,7 @@ def test_the_file_is_small_and_carries_its_licence() -> None:
 
 
 def test_the_script_builds_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    build = script()
+    build = benchmark("build_kws")
     source = build.find_source(GIVEN) or build.find_source(None)
     if source is None:
         pytest.skip("fsdd.npz is neither in QUNLEARN_DATA nor in ../shared/data")
@@ -78,7 +68,7 @@ def test_the_script_builds_the_same_bytes(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_the_script_says_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    build = script()
+    build = benchmark("build_kws")
     assert build.main(["--data-dir", str(tmp_path), "-o", str(tmp_path / "k.npz")]) == 2
     (tmp_path / "fsdd.npz").write_bytes(b"nothing")
     assert build.main(["--data-dir", str(tmp_path), "-o", str(tmp_path / "k.npz")]) == 2
@@ -99,7 +89,7 @@ def test_a_small_recording_set_goes_through_the_script(tmp_path: Path) -> None:
         take=np.arange(n) // 4 + 2,
         speakers=np.array(["ann", "bob"]),
     )
-    build = script()
+    build = benchmark("build_kws")
     made = [build.build(tmp_path / "fsdd.npz") for _ in range(2)]
     assert build.pack(made[0]) == build.pack(made[1])
     assert made[0]["x"].shape == (n, 1, 49, 32)
