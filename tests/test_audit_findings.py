@@ -20,6 +20,8 @@ STRICT: list[dict[str, Any]] = [r for r in ROWS if r["audit"] in SUITES["strict"
 ATTACKS = ("loss", "lira", "rmia", "u_lira")
 KINDS = ("torch-fq", "onnx-all", "c-host")
 SEEDS = range(5)
+FAKES = ("no_unlearning", "continued", "fake_other", "fake_relabel", "clean", "random", "released_code", "collapsed")
+"""Networks that did not do what a crafted request asks for."""
 
 
 def of(audit: str, model: str, request: str | None = None, kind: str = "onnx-all") -> list[str]:
@@ -45,6 +47,8 @@ def test_audits_of_the_strict_suite_and_attacks_were_read_from_every_artefact_ov
     assert found == {(a, k, s) for a in (*SUITES["strict"], *ATTACKS) for k in KINDS for s in SEEDS}
     models = {"retrained", "original", "half", "collapsed", "flipped", "head only"}
     assert {r["model"] for r in STRICT} == models
+    arms = {(r["model"], r["kind"], r["seed"]) for r in ROWS if r["audit"] == "eve"}
+    assert arms == {(m, k, s) for m in (*FAKES, "crafted") for k in KINDS for s in SEEDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +68,23 @@ def test_network_file_and_c_agree_on_networks_of_known_truth() -> None:
     assert all(len(v) == 1 for v in by.values()), "docs/audits.md: one verdict in all cells"
 
 
+def doubted(verdict: str) -> list[set[str]]:
+    """Why ``eve`` did not pass the crafted network, by seed: without reasons' details."""
+    rows = [
+        r for r in ROWS if (r["audit"], r["model"], r["kind"], r["verdict"]) == ("eve", "crafted", "onnx-all", verdict)
+    ]
+    return [{c.split(":")[0] for c in r["reasons"]} for r in rows]
+
+
 CLAIMS: dict[str, Callable[[], bool]] = {
+    "passed no fake and no network that took other steps": lambda: not any(
+        "pass" in of("eve", m, kind=k) for m in FAKES for k in KINDS
+    ),
+    "in two seeds that lost too much kept accuracy, in three 60 calibration trials were too few or met a false "
+    "positive": lambda: (
+        doubted("fail") == [{"F-UTILITY-RETAIN"}] * 2
+        and sorted(map(sorted, doubted("inconclusive"))) == [["I-EVE-FALSE-POSITIVES"]] * 2 + [["I-EVE-WEAK"]]
+    ),
     "(`loss`, `lira`, `rmia`, `u_lira`) passed no network, the retrained one included": lambda: not any(
         r["verdict"] == "pass" for r in ROWS if r["audit"] in ATTACKS
     ),
