@@ -88,7 +88,7 @@ def test_committed_ablations_hold_together() -> None:
     for grid in (oeu, ec):
         check(grid)
     said = {json.dumps(oeu.variants.get(row), sort_keys=True) for row in oeu.rows}
-    assert len(said) == len(oeu.rows) == 8
+    assert len(said) == len(oeu.rows) == 9
     assert {c["scope"] for c in draw(oeu, "oeu_no_projection")} == {"none"}
     assert {v["settings"].get("tau") for v in ec.variants.values()} >= {0.1, 1.0}
     assert {v["settings"].get("lam") for v in ec.variants.values()} >= {0.03, 0.3, 1.0}
