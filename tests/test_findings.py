@@ -246,6 +246,33 @@ def test_the_demo_and_the_gate_are_as_the_pages_say(kws: Kws) -> None:
     assert kws.gate["oeu"]["reasons"] == ("F-COLLAPSE-ENTROPY",)
 
 
+def test_the_cells_of_the_parts_of_oeu_say_what_the_page_says() -> None:
+    (part,) = tables.tables(RESULTS / "ablation_oeu")["sections"]
+    rows = {r["method"]: r for r in part["rows"] if r["method"] not in ROWS}
+    cells = [c for c in tables.load(RESULTS / "ablation_oeu")["cells"] if c["method"] not in ROWS]
+    gaps = {n: {(c["request"], c["seed"]): c["gap"] for c in cells if c["method"] == n} for n in rows}
+    better = {n: [gaps[n][at] - gaps["oeu"][at] for at in gaps["oeu"]] for n in rows if n != "oeu"}
+    won = {n: sum(d > 0 for d in ds) for n, ds in better.items()}
+    assert len(gaps["oeu"]) == 9
+    assert (won["oeu_e2"], won["oeu_no_clip"], won["oeu_no_projection"]) == (9, 6, 7)
+    assert statistics.fmean(c["onnx"]["forget_accuracy"] for c in cells if c["method"] == "oeu_e2") > 0.99
+    assert [n for n, ds in better.items() if abs(statistics.fmean(ds)) > statistics.stdev(ds)] == ["oeu_e2"]
+    assert statistics.fmean(better["oeu_no_clip"]) > max(
+        statistics.fmean(ds) for n, ds in better.items() if n not in ("oeu_e2", "oeu_no_clip")
+    )
+    assert statistics.fmean(better["oeu_per_layer"]) > 0
+
+    chosen = {c["method"]: c["config"] for c in cells}
+    assert all(chosen[n]["lr"] < chosen["oeu"]["lr"] / 3 for n in ("oeu_no_projection", "oeu_no_stop"))
+    assert rows["oeu_no_projection"]["forget_accuracy"][0] > rows["oeu"]["forget_accuracy"][0] + 0.05
+    stops = [c["stop_reason"] for c in cells if c["method"] == "oeu"]
+    assert (stops.count("utility_floor"), stops.count("max_steps")) == (3, 6)
+    assert all(c["stop_reason"] == "max_steps" for c in cells if c["method"] == "oeu_no_stop")
+    assert min(rows, key=lambda n: rows[n]["gap"][0]) == "oeu_momentum"
+    assert rows["oeu_ec"]["passes"] > 2 * rows["oeu"]["passes"]
+    assert rows["oeu_ec"]["cka"] > rows["oeu"]["cka"]
+
+
 def test_the_cells_of_the_parts_of_ec_say_what_the_page_says() -> None:
     cells = tables.load(RESULTS / "ablation_ec")["cells"]
     (part,) = tables.tables(RESULTS / "ablation_ec")["sections"]
