@@ -117,9 +117,8 @@ class Audit(ABC):
     """Base of all verifiers. Subclasses set the class attributes, add fields, and write :meth:`run`.
 
     ``higher_side`` says what a value above the reference means: ``under`` (remembers) or ``over`` (forgot too much).
-    ``headline`` marks the one result of a run that a reader should look at first; an ``extra`` audit runs only when
-    it is named. ``utility_side`` is the failure side of lost utility: EVE's rule calls it ``over``. ``cannot`` says in
-    a sentence or two what even a pass does not show.
+    ``headline`` marks the one result of a run that a reader should look at first. ``utility_side`` is the failure side
+    of lost utility: EVE's rule calls it ``over``. ``cannot`` says in a sentence or two what even a pass does not show.
     """
 
     name: ClassVar[str]
@@ -128,7 +127,6 @@ class Audit(ABC):
     direction: ClassVar[str]
     higher_side: ClassVar[str]
     headline: ClassVar[bool] = False
-    extra: ClassVar[bool] = False
     utility_side: ClassVar[str] = "utility"
     cannot: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("classification",)

@@ -36,7 +36,6 @@ class Cka(Audit):
 
     name: ClassVar[str] = "cka"
     version: ClassVar[str] = "1"
-    extra: ClassVar[bool] = True
     metric: ClassVar[str] = "cka_to_original"
     higher_side: ClassVar[str] = "under"
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "forget_heldout")

@@ -36,7 +36,6 @@ class EveAudit(Audit):
     version: ClassVar[str] = "1"
     metric: ClassVar[str] = "verifiability"
     higher_side: ClassVar[str] = "over"
-    extra: ClassVar[bool] = True
     utility_side: ClassVar[str] = "over"
     direction: ClassVar[str] = (
         "1 means that the private target's answer flipped, as an update driven by the request would make it; 0 that it "

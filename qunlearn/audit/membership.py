@@ -93,7 +93,6 @@ class ScoreAudit(Audit):
     version: ClassVar[str] = "1"
     metric: ClassVar[str] = "attack_share"
     higher_side: ClassVar[str] = "over"
-    extra: ClassVar[bool] = True
     direction: ClassVar[str] = (
         "1 means that the attack sees the forget set as it sees never-trained data, 0 as it sees training data; the "
         "retrained model's share is the target. Above 1 the forget set stands out (over-forgotten)."

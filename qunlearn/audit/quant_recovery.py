@@ -36,7 +36,6 @@ class QuantRecovery(Audit):
 
     name: ClassVar[str] = "quant_recovery"
     version: ClassVar[str] = "1"
-    extra: ClassVar[bool] = True
     metric: ClassVar[str] = "quant_recovery"
     higher_side: ClassVar[str] = "under"
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain")

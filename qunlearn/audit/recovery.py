@@ -99,7 +99,6 @@ class Recovery(Audit):
 
     name: ClassVar[str] = "recovery"
     version: ClassVar[str] = "1"
-    extra: ClassVar[bool] = True
     metric: ClassVar[str] = "recovery_accuracy"
     higher_side: ClassVar[str] = "under"
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain")

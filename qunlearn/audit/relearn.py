@@ -76,7 +76,6 @@ class Relearn(Audit):
 
     name: ClassVar[str] = "relearn"
     version: ClassVar[str] = "1"
-    extra: ClassVar[bool] = True
     metric: ClassVar[str] = "relearn_accuracy"
     higher_side: ClassVar[str] = "under"
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain")

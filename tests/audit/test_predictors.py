@@ -12,6 +12,7 @@ import torch
 
 from qunlearn.audit import AUDITS, Artefact, AuditContext, OnnxPredictor, OraclePredictor, TorchPredictor, audit_run
 from qunlearn.audit.layers import chosen
+from qunlearn.cli.assess import SUITES
 from qunlearn.data.dataset import Dataset, Preprocess
 from qunlearn.data.request import Request
 from qunlearn.data.splits import Splits, make_splits
@@ -140,7 +141,7 @@ def test_audits_run_on_every_kind(kind: str, small: Small) -> None:
     sources = small.models if kind == "torch" else small.files
     before, after = (make(s) for s in sources)
     ctx = AuditContext(before=before, after=after, reference=after, splits=small.splits, task=Classification(), seed=0)
-    for name in (n for n, cls in AUDITS.items() if not cls.extra):
+    for name in SUITES["standard"]:
         result = AUDITS[name]()(ctx)
         assert result.artefact["kind"] == before.kind
         assert result.digests["model_after"] == after.digest != before.digest
@@ -202,7 +203,7 @@ def test_a_whole_run_with_the_real_reports(small: Small) -> None:
                 before=OnnxPredictor(old_file), after=OnnxPredictor(new_file), reference=OnnxPredictor(new_file)
             ),
         },
-        [audit() for audit in AUDITS.values() if not audit.extra],
+        [AUDITS[name]() for name in SUITES["standard"]],
         splits=small.splits,
         task=Classification(),
         seed=0,
