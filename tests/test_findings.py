@@ -142,7 +142,7 @@ CLAIMS: dict[tuple[str, str], Callable[[Kws], bool]] = {
     ("findings", "For GA nothing comes back, as nothing had gone"): lambda k: all(
         abs(k.back(*s, "ga")) < 0.1 and k.mean(*s, "ga", "after", "float", "forget") > 98 for s in SETTINGS
     ),
-    ("findings", "rounding takes away half of what float had kept of the forgotten class"): lambda k: (
+    ("findings", "rounding takes away more than a third of what float had kept of the forgotten class"): lambda k: (
         k.back("digits", "w4a4", "rl") < -0.35 * k.mean("digits", "w4a4", "rl", "after", "float", "forget")
     ),
     ("findings", "still leaves more than unlearning inside"): lambda k: (
