@@ -178,6 +178,101 @@ CLAIMS: dict[tuple[str, str], Callable[[Images], bool]] = {
 """(page, its words) to whether the cells of CIFAR-10 say so too."""
 
 
+LOST = ("ga", "graddiff", "ssd", "scrub")
+
+
+def about(part: Part, method: str) -> bool:
+    """Within a quarter of a point of the second retrained network's gap; one seed shows no spread."""
+    return bool(part.gap(method) <= part.gap(SECOND_RETRAINED) + 0.0025)
+
+
+NARROW: dict[str, Callable[[Images, Images], bool]] = {
+    "SalUn, Q-MUL, RL, EC and NegGrad+ come about as near as a second retrained network": lambda n, _: (
+        {m for m in METHODS if about(n.one, m)} == {"salun", "qmul", "rl", "ec", "neggrad_plus"}
+    ),
+    "FT and L1-sparse forget it too, OEU stands eighth again, further off than at W8A8": lambda n, w: (
+        all(forgot(n.one, m) for m in ("ft", "l1_sparse"))
+        and n.one.ranked.index("oeu") == 7
+        and n.one.gap("oeu") > w.one.gap("oeu")
+    ),
+    "and the four that lost the network lose it again": lambda n, _: (
+        all(lost(n.one, m) > 0.2 and not useful(n.one, m) for m in LOST)
+    ),
+    "FT changes a sixth of the codes where it changed nine in ten": lambda n, w: (
+        0.15 < n.one.rows["ft"]["codes_changed"] < 0.18 and 0.87 < w.one.rows["ft"]["codes_changed"] < 0.93
+    ),
+    "OEU and EC less than a twentieth": lambda n, _: all(n.one.rows[m]["codes_changed"] < 0.05 for m in ("oeu", "ec")),
+    "OEU loses nearly all of its update to rounding; the class is forgotten all the same": lambda n, _: (
+        n.one.rows["oeu"]["lost_to_rounding"] > 0.95 and n.one.fa("oeu") < 0.05 and n.one.fa(ORIGINAL) > 0.5
+    ),
+    "the attack's figure alone moves by ten points and more between networks of the same accuracy": lambda n, _: (
+        abs(n.random.rows["ec"]["mia"][0] - n.random.rows[ORIGINAL]["mia"][0]) > 0.1
+        and all(
+            abs(n.random.rows["ec"][k][0] - n.random.rows[ORIGINAL][k][0]) < 0.005
+            for k in ("forget_accuracy", "retain_accuracy", "test_accuracy")
+        )
+    ),
+    "the methods that lose accuracy by tens of points are those of W8A8, but for EC": lambda n, w: (
+        {m for m in METHODS if lost(n.random, m) > 0.15}
+        == {m for m in METHODS if lost(w.random, m) > 0.15}
+        == {"ga", "graddiff", "scrub", "boundary_shrink"}
+        and abs(lost(n.random, "ec")) < 0.01
+    ),
+}  # fmt: skip
+"""Words of the findings on W4A4 to whether its cells, beside those of W8A8, say so too."""
+
+
+@pytest.mark.parametrize("claim", list(NARROW), ids=lambda v: v[:40])
+def test_the_cells_of_four_bits_say_what_the_page_says(claim: str, images: Images) -> None:
+    assert claim in words("findings"), "reworded: word the claim here alike"
+    assert NARROW[claim](Images(Part("cifar10_w4a4", "class"), Part("cifar10_w4a4", "random")), images)
+
+
+def test_four_bits_are_one_seed_and_complete() -> None:
+    cells = [c for c in Store(RESULTS / "cifar10_w4a4") if not c["tuning"]]
+    assert len(cells) == 2 * (len(METHODS) + 3)
+    assert {c["seed"] for c in cells} == {0}
+    table = words("findings").split("generated:standing-cifar10_w4a4:begin")[1].split("generated:standing-")[0]
+    assert "**" not in table
+
+
+FASHION: dict[str, Callable[[Images], bool]] = {
+    "Where a class is forgotten RL comes as near as a second retrained network, nobody else does": lambda f: (
+        [m for m in METHODS if near(f.one, m)] == ["rl"]
+    ),
+    "OEU stands sixth: it keeps accuracy and forgets most of the class, not all of it": lambda f: (
+        f.one.ranked.index("oeu") == 5 and lost(f.one, "oeu") < 0.01 and 0.1 < f.one.fa("oeu") < 0.25
+    ),
+    "SalUn forgets all of it, but in one seed the attack takes the whole class for training data": lambda f: (
+        max(f.one.of("salun")) < 0.005 and sorted(round(v) for v in f.one.of("salun", "mia")) == [0, 1, 1]
+    ),
+    "NegGrad+ loses much of the network in one seed": lambda f: (
+        sum(v < 0.7 for v in f.one.of("neggrad_plus", "retain_accuracy")) == 1
+        and sum(v > 0.8 for v in f.one.of("neggrad_plus", "retain_accuracy")) == 2
+    ),
+    "boundary shrink and the four that lost it on CIFAR-10 in all": lambda f: all(
+        max(f.one.of(m, "retain_accuracy")) < 0.6 for m in ("boundary_shrink", *LOST)
+    ),
+    "doing nothing is again less than two noise floors away": lambda f: (
+        f.random.gap(ORIGINAL) < 2 * f.random.gap(SECOND_RETRAINED)
+    ),
+    "RL, NegGrad+ and FT are within the floor, OEU and SalUn lose four points of accuracy": lambda f: (
+        {m for m in METHODS if near(f.random, m)} == {"rl", "neggrad_plus", "ft"}
+        and all(0.035 < lost(f.random, m) < 0.045 for m in ("oeu", "salun"))
+        and all(marked(f.random, m, "utility") and not useful(f.random, m) for m in ("oeu", "salun"))
+    ),
+}  # fmt: skip
+"""Words of the findings on Fashion-MNIST to whether its cells say so too."""
+
+
+@pytest.mark.parametrize("claim", list(FASHION), ids=lambda v: v[:40])
+def test_the_cells_of_fashion_mnist_say_what_the_page_says(claim: str) -> None:
+    fashion = Images(Part("fashion_mnist", "class"), Part("fashion_mnist", "random"))
+    assert claim in words("findings"), "reworded: word the claim here alike"
+    assert FASHION[claim](fashion)
+    assert len(fashion.one.cells) == len(fashion.random.cells) == 3 * (len(METHODS) + 3)
+
+
 @pytest.mark.parametrize(("page", "claim"), list(CLAIMS), ids=lambda v: v[:40])
 def test_the_cells_say_what_the_pages_say(page: str, claim: str, images: Images) -> None:
     assert claim in words(page), "reworded: word the claim here alike"
@@ -191,6 +286,9 @@ def test_readme_on_images(images: Images) -> None:
     assert images.one.ranked.index("oeu") == 7
     assert forgot(images.one, "ft")
     assert "doing nothing is as near to retraining as most methods" in text
+    assert "At W4A4 (one seed) and on Fashion-MNIST it does not lead either" in text
+    parts = [Part(name, kind) for name in ("cifar10_w4a4", "fashion_mnist") for kind in ("class", "random")]
+    assert all(part.ranked[0] != "oeu" for part in parts)
     nearer = [m for m in images.random.ranked if images.random.gap(m) < images.random.gap(ORIGINAL)]
     assert len(nearer) <= len(images.random.ranked) / 2
 
