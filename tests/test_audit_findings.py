@@ -51,6 +51,33 @@ def test_audits_of_the_strict_suite_and_attacks_were_read_from_every_artefact_ov
     assert arms == {(m, k, s) for m in (*FAKES, "crafted") for k in KINDS for s in SEEDS}
 
 
+def test_network_file_and_c_agree_as_the_page_says() -> None:
+    page = " ".join((ROOT / "docs" / "audits.md").read_text().split())
+    rows = json.loads((RESULTS / "agreement.json").read_text())["rows"]
+    cells = [r for r in rows if "large" not in r]
+    alike = [len({r["kinds"][k]["verdict"] for k in KINDS}) == 1 for r in cells]
+    assert {r["place"] for r in cells} == {"kws", "cifar10", "cifar10_memorised"}
+    assert sum(alike) >= 0.95 * len(cells) >= 0.95 * 180
+
+    gated = [r for r in cells if r["kinds"]["onnx-all"]["side"] == "utility"]
+    others = [r for r in cells if r not in gated]
+    undecided = [r for r in others if {v["verdict"] for v in r["kinds"].values()} == {"inconclusive"}]
+    assert "half of the cells were decided by the utility gate, and half of the others are inconclusive" in page
+    assert 0.4 < len(gated) / len(cells) < 0.6
+    assert 0.4 < len(undecided) / len(others) < 0.6
+
+    assert (
+        "`accuracy`, `mia` and `cka` pass the retrained network on all three artefacts and fail the untouched" in page
+    )
+    own = {(r["model"], r["audit"]): r["kinds"] for r in cells if r["place"] == "cifar10_memorised"}
+    for audit in ("accuracy", "mia", "cka"):
+        assert all(v["verdict"] == "pass" for v in own["retrained", audit].values())
+        assert all(v["side"] == "under" for v in own["original, moved", audit].values())
+    large = [r["large"] for r in rows if "large" in r and r["place"] == "cifar10_memorised"]
+    assert all(v["verdict"] == "inconclusive" for v in own["retrained", "smi"].values())
+    assert [v["verdict"] for v in large].count("inconclusive") == 2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_fakes_never_pass_and_strict_catches_the_last_layer(kind: str) -> None:
     for model in ("collapsed", "flipped"):
