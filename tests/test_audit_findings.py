@@ -58,6 +58,9 @@ def test_network_file_and_c_agree_as_the_page_says() -> None:
     alike = [len({r["kinds"][k]["verdict"] for k in KINDS}) == 1 for r in cells]
     assert {r["place"] for r in cells} == {"kws", "cifar10", "cifar10_memorised"}
     assert sum(alike) >= 0.95 * len(cells) >= 0.95 * 180
+    strict = {(r["place"], r["request"]) for r in cells if r["audit"] in ("recovery", "relearn", "quant_recovery")}
+    assert strict == {("kws", "group=lucas"), ("cifar10", "class=3")}
+    assert "were read for one speaker and one class (`--suite strict --only group=lucas class=3`)" in page
 
     gated = [r for r in cells if r["kinds"]["onnx-all"]["side"] == "utility"]
     others = [r for r in cells if r not in gated]
