@@ -336,7 +336,7 @@ def table(every_row: Sequence[Mapping[str, Any]]) -> str:
         f"{sum(equal)} of {len(equal)} networks.",
         "",
         "| audit | all cells | not decided by the utility gate | pass / inconclusive / fail of these (file) | largest "
-        "difference of values, torch and file, points | file and C |",
+        "difference of values, torch and file, points, of so many networks with a value | file and C |",
         "|---|---|---|---|---|---|",
         *gaps(rows),
         "",
