@@ -328,8 +328,10 @@ def table(every_row: Sequence[Mapping[str, Any]]) -> str:
     hits = sum(map(alike, rows)) / len(rows)
     file_and_c = sum(len(set(verdicts(r)[1:])) == 1 for r in rows)
     equal = [r["c_equals_file"] for r in rows if r["audit"] == "accuracy"]
+    strict = dict.fromkeys(r["request"] for r in rows if r["audit"] in {*SUITES["strict"]} - {*AUDITED})
+    also = f", then `--suite strict --only {' '.join(strict)}`" if strict else ""
     lines = [
-        f"`python benchmarks/bench_agreement.py`. Verdicts on torch, int8 ONNX and generated C are one in "
+        f"`python benchmarks/bench_agreement.py`{also}. Verdicts on torch, int8 ONNX and generated C are one in "
         f"**{share(rows)}** cells (bar: {100 * BAR:.0f} %: {'reached' if hits >= BAR else '**missed**'}); leaving out "
         f"cells that the utility gate decided: {share([r for r in rows if not gated(r)])}. File and C alone: "
         f"{file_and_c} of {len(rows)}; their logits on the forget set are equal bit for bit in "

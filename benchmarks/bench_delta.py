@@ -282,9 +282,9 @@ def main() -> int:
     parser.add_argument("--install", action="store_true", help="install detools into --tools by pip")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.install and args.tools is None:
         parser.error("--install needs --tools FOLDER")
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.install:
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", args.tools, "detools"], check=True)
     if args.tools is not None:
